@@ -1,0 +1,63 @@
+"""Identifiers and times as text, from numbers that the caller drew: no clock and no random source in here."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+from cellos.errors import CellosError
+
+UUID_RANDOM_BYTES = 10
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_SECOND = 1_000_000_000
+_MAX_UNIX_MS = (1 << 48) - 1
+_RFC3339 = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+
+
+def uuid7(unix_ms: int, random: bytes) -> str:
+    """The UUIDv7 (RFC 9562, 5.7) of a time in milliseconds and ten random bytes, of which 74 bits are used.
+
+    Ids of different milliseconds sort by time, as text too.
+    """
+    if not 0 <= unix_ms <= _MAX_UNIX_MS:
+        raise ValueError(f"unix_ms {unix_ms} does not fit in 48 bits")
+    if len(random) != UUID_RANDOM_BYTES:
+        raise ValueError(f"a UUIDv7 takes {UUID_RANDOM_BYTES} random bytes, got {len(random)}")
+    noise = int.from_bytes(random, "big")
+    version_and_a = 0x7000 | (noise >> 62) & 0x0FFF
+    variant_and_b = 0x8000_0000_0000_0000 | noise & 0x3FFF_FFFF_FFFF_FFFF
+    digits = f"{unix_ms:012x}{version_and_a:04x}{variant_and_b:016x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def rfc3339(unix_ns: int) -> str:
+    """A time in nanoseconds as RFC 3339 in UTC, `+00:00`, always with nine digits of fraction: such texts sort by time."""
+    seconds, fraction = divmod(unix_ns, _SECOND)
+    whole = _EPOCH + timedelta(seconds=seconds)
+    return f"{whole:%Y-%m-%dT%H:%M:%S}.{fraction:09d}+00:00"
+
+
+def unix_ns(text: str) -> int:
+    """The nanoseconds of an RFC 3339 time, in any form that events carry (`Z` or an offset, no to nine digits of fraction; more are cut).
+
+    Raises TimeSyntaxError.
+    """
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise TimeSyntaxError(text)
+    day, clock, fraction, zone = match.groups()
+    try:
+        moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in 'Zz' else zone}")
+        since = moment - _EPOCH
+    except (ValueError, OverflowError) as error:
+        raise TimeSyntaxError(text) from error
+    return (since.days * 86_400 + since.seconds) * _SECOND + int((fraction or "").ljust(9, "0")[:9])
+
+
+class TimeSyntaxError(CellosError):
+    """Not an RFC 3339 time."""
+
+    code = "time_syntax"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"not an RFC 3339 time: {text!r}")
