@@ -1,0 +1,109 @@
+"""What all suites share: the question whether this host can isolate, and the markers that ask it.
+
+    @pytest.mark.linux_backend                      skipped, with the doctor's reason, where the host cannot isolate
+    @pytest.mark.linux_backend(may_skip="…")        the test may skip itself on a capable host, and says here why
+    @pytest.mark.needs("cgroup-memory")             skipped where that row of the doctor is not ok
+
+A test that carries `linux_backend`, or lies in tests/acceptance or tests/faults, fails when it was skipped for any other reason on a
+host that can. So does a module that skips itself as a whole: nobody could tell what it would have tested.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+GUARDED = frozenset({"acceptance", "faults"})
+"""The suites that are about real isolation as a whole."""
+
+ACCOUNTED = pytest.StashKey[bool]()
+"""Set on an item that was skipped here, for a reason the doctor gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """What `cellos doctor --json` says of this host. `fault` is set where it gave no usable answer, which is a failure, not a skip."""
+
+    ok: bool
+    rows: dict[str, dict[str, object]]
+    fault: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The rows that are not ok, in the doctor's words."""
+        return "; ".join(self.complaint(name) for name, row in self.rows.items() if not row["ok"])
+
+    def complaint(self, name: str) -> str:
+        row = self.rows[name]
+        return f"{name}: {row['detail']} ({row['cure']})"
+
+
+@functools.cache
+def ask_doctor() -> Doctor:
+    call = [sys.executable, "-c", "from cellos.cli.main import main; main()", "doctor", "--json"]
+    done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        answer = json.loads(done.stdout)
+        return Doctor(ok=answer["ok"], rows={row["primitive"]: row for row in answer["rows"]})
+    except (ValueError, KeyError, TypeError) as error:
+        fault = (
+            f"`cellos doctor --json` gave no usable answer ({error!r}), exit {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
+        )
+        return Doctor(ok=False, rows={}, fault=fault)
+
+
+@pytest.fixture(scope="session")
+def doctor() -> Doctor:
+    """What the doctor says of this host."""
+    return ask_doctor()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    backend = item.get_closest_marker("linux_backend")
+    needs = [name for marker in item.iter_markers("needs") for name in marker.args]
+    if backend is None and not needs:
+        return
+    answer = ask_doctor()
+    if answer.fault:
+        pytest.fail(answer.fault, pytrace=False)
+    if backend is not None and not answer.ok:
+        item.stash[ACCOUNTED] = True
+        pytest.skip(f"this host cannot isolate: {answer.reason}")
+    for name in needs:
+        if name not in answer.rows:
+            pytest.fail(f"needs({name!r}): the doctor has no such row; it has {', '.join(answer.rows)}", pytrace=False)
+        if not answer.rows[name]["ok"]:
+            item.stash[ACCOUNTED] = True
+            pytest.skip(answer.complaint(name))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not report.skipped or hasattr(report, "wasxfail") or item.stash.get(ACCOUNTED, False):
+        return report
+    backend = item.get_closest_marker("linux_backend")
+    if backend is None and item.path.relative_to(TESTS).parts[0] not in GUARDED:
+        return report
+    if (backend is None or not backend.kwargs.get("may_skip")) and (ask_doctor().ok or ask_doctor().fault):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"skipped although `cellos doctor` says that this host can isolate: {reason}{ask_doctor().fault}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skips itself as a whole: mark its tests instead, so that each skip has its reason"
+    return report
