@@ -1,5 +1,6 @@
 """Documents: what users write, as typed and checked values."""
 
+from cellos.core.documents.digest import canonical_spec_hash, raw_spec_hash
 from cellos.core.documents.execution_cell import (
     Artifact,
     Authority,
@@ -38,8 +39,12 @@ from cellos.core.documents.execution_cell import (
     S3Target,
     Telemetry,
 )
+from cellos.core.documents.parse import parse_execution_cell
+from cellos.core.documents.rules import validate
+from cellos.core.documents.strict import MAX_DOCUMENT_BYTES
 
 __all__ = [
+    "MAX_DOCUMENT_BYTES",
     "Artifact",
     "Authority",
     "AuthorityDerivation",
@@ -76,4 +81,8 @@ __all__ = [
     "Run",
     "S3Target",
     "Telemetry",
+    "canonical_spec_hash",
+    "parse_execution_cell",
+    "raw_spec_hash",
+    "validate",
 ]

@@ -2,7 +2,8 @@
 
 Attribute names are the snake_case of the wire names. `| None = None` marks a member that may be absent or null, which mean the same;
 a member with another default may be absent but not null. Lists are tuples. The order of the members is that of the canonical form.
-The structs promise the shape only; what values mean is checked by `cellos.core.documents.rules`.
+The structs promise the shape only; what values mean is checked by `cellos.core.documents.rules`. Some of that is also told here, to
+readers of the JSON Schema: `extra_json_schema` changes nothing about what is accepted.
 """
 
 from __future__ import annotations
@@ -12,12 +13,27 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 from msgspec.structs import force_setattr
 
+from cellos.core.documents import identifiers
+
+API_VERSION = "cellos.io/v1"
+KIND = "ExecutionCell"
+
 U64_MAX = 2**64 - 1
 
 U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 # msgspec has no bounds above 63 bits: the strict decoder keeps larger integers out, and only the schema needs the number.
 U64 = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": U64_MAX})]
+Positive = Annotated[int, Meta(ge=0, extra_json_schema={"minimum": 1, "maximum": U64_MAX})]
+
+NonEmpty = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+Portable = Annotated[str, Meta(extra_json_schema={"pattern": f"^{identifiers.PORTABLE}$"})]
+Namespace = Annotated[str, Meta(extra_json_schema={"pattern": f"^{identifiers.NAMESPACE}$"})]
+Digest = Annotated[str, Meta(extra_json_schema={"pattern": f"^{identifiers.SHA256}$"})]
+Semver = Annotated[str, Meta(extra_json_schema={"pattern": f"^{identifiers.SEMVER3}$"})]
+HostPattern = Annotated[str, Meta(extra_json_schema={"pattern": f"^{identifiers.FQDN}$"})]
+Tenant = Annotated[str, Meta(extra_json_schema={"pattern": r"^[^.*>\s]+$"})]
+HostPath = Annotated[str, Meta(extra_json_schema={"pattern": "^/"})]
 
 SecretDelivery = Literal["env", "runtimeBroker", "runtimeLeasedBroker"]
 MountMode = Literal["ro", "rw"]
@@ -34,12 +50,12 @@ class Wire(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename
 
 
 class Correlation(Wire, frozen=True, kw_only=True):
-    """Identifiers of the world outside, copied into events. Only `tenant_id` is checked."""
+    """Identifiers of the world outside, copied into events. Only `tenantId` is checked."""
 
     platform: str | None = None
     external_run_id: str | None = None
     external_job_id: str | None = None
-    tenant_id: str | None = None
+    tenant_id: Tenant | None = None
     labels: dict[str, str] | None = None
     correlation_id: str | None = None
 
@@ -47,13 +63,13 @@ class Correlation(Wire, frozen=True, kw_only=True):
 class GitSource(Wire, frozen=True, kw_only=True):
     url: str | None = None
     ref: str | None = None
-    secret_ref: str | None = None
+    secret_ref: Portable | None = None
 
 
 class OciImage(Wire, frozen=True, kw_only=True):
     reference: str
     digest: str | None = None
-    secret_ref: str | None = None
+    secret_ref: Portable | None = None
 
 
 class Ingress(Wire, frozen=True, kw_only=True):
@@ -66,17 +82,17 @@ class Ingress(Wire, frozen=True, kw_only=True):
 class Environment(Wire, frozen=True, kw_only=True):
     """The image that a cell runs in."""
 
-    image_reference: str
-    image_digest: str | None = None
-    template_id: str | None = None
+    image_reference: NonEmpty
+    image_digest: Digest | None = None
+    template_id: Portable | None = None
 
 
 class Placement(Wire, frozen=True, kw_only=True):
     """Where a cell may run. At least one member is set."""
 
-    pool_id: str | None = None
-    kubernetes_namespace: str | None = None
-    queue_name: str | None = None
+    pool_id: Portable | None = None
+    kubernetes_namespace: Namespace | None = None
+    queue_name: Portable | None = None
 
 
 class PolicyAttribution(Wire, frozen=True, kw_only=True):
@@ -88,35 +104,35 @@ class PolicyAttribution(Wire, frozen=True, kw_only=True):
 
 
 class Identity(Wire, frozen=True, kw_only=True):
-    """A federated identity to be exchanged for the secret `secret_ref`. `ttl_seconds` is at most the cell's."""
+    """A federated identity to be exchanged for the secret `secretRef`. `ttlSeconds` is at most the cell's."""
 
     kind: Literal["federatedOidc"]
     provider: str
     audience: str
     subject: str | None = None
     ttl_seconds: U64 | None = None
-    secret_ref: str
+    secret_ref: Portable
 
 
 class CpuMax(Wire, frozen=True, kw_only=True):
-    """`quota_micros` of processor time in every `period_micros`."""
+    """`quotaMicros` of processor time in every `periodMicros` (100,000 where absent)."""
 
-    quota_micros: U64
-    period_micros: U64 | None = None
+    quota_micros: Positive
+    period_micros: Positive | None = None
 
 
 class Limits(Wire, frozen=True, kw_only=True):
     """Resource limits. An absent one stands for the platform's default, never for no limit."""
 
-    memory_max_bytes: U64 | None = None
+    memory_max_bytes: Positive | None = None
     cpu_max: CpuMax | None = None
     graceful_shutdown_seconds: U64 | None = None
 
 
 class Run(Wire, frozen=True, kw_only=True):
-    """The program of a cell. `timeout_ms` is at most the cell's time to live."""
+    """The program of a cell. `timeoutMs` is at most the cell's time to live."""
 
-    argv: tuple[str, ...]
+    argv: Annotated[tuple[NonEmpty, ...], Meta(extra_json_schema={"minItems": 1})]
     working_directory: str | None = None
     timeout_ms: U64 | None = None
     limits: Limits | None = None
@@ -126,9 +142,9 @@ class Run(Wire, frozen=True, kw_only=True):
 class Mount(Wire, frozen=True, kw_only=True):
     """A directory or file of the host that the cell sees. After construction `target` is never empty: it defaults to `source`."""
 
-    source: str
+    source: HostPath
     # The empty string stands for an absent target; a document cannot say it, because an empty one is refused.
-    target: Annotated[str, Meta(min_length=1)] = ""
+    target: Annotated[str, Meta(min_length=1, extra_json_schema={"pattern": "^/"})] = ""
     mode: MountMode = "ro"
 
     def __post_init__(self) -> None:
@@ -145,7 +161,7 @@ class Filesystem(Wire, frozen=True, kw_only=True):
 class EgressRule(Wire, frozen=True, kw_only=True):
     """One destination that a cell may reach. Host and protocol are free text; names are compared without regard to ASCII case."""
 
-    host: str
+    host: NonEmpty
     port: U16
     protocol: str | None = None
     dns_egress_justification: str | None = None
@@ -187,10 +203,10 @@ class Dnssec(Wire, frozen=True, kw_only=True):
 
 
 class Resolver(Wire, frozen=True, kw_only=True):
-    resolver_id: str
-    endpoint: str
+    resolver_id: Portable
+    endpoint: NonEmpty
     protocol: ResolverProtocol
-    trust_kid: str | None = None
+    trust_kid: Portable | None = None
     dnssec: Dnssec | None = None
 
 
@@ -211,7 +227,7 @@ class DnsAuthority(Wire, frozen=True, kw_only=True):
 
     resolvers: tuple[Resolver, ...] = ()
     allowed_query_types: tuple[QueryType, ...] = ()
-    hostname_allowlist: tuple[str, ...] = ()
+    hostname_allowlist: tuple[HostPattern, ...] = ()
     refresh_policy: RefreshPolicy | None = None
     rebinding_policy: RebindingPolicy | None = None
     block_direct_workload_dns: bool = False
@@ -220,8 +236,8 @@ class DnsAuthority(Wire, frozen=True, kw_only=True):
 
 
 class CdnProvider(Wire, frozen=True, kw_only=True):
-    provider_id: str
-    hostname_pattern: str
+    provider_id: Portable
+    hostname_pattern: HostPattern
     accept_fronting: bool = False
 
 
@@ -236,9 +252,9 @@ class Authority(Wire, frozen=True, kw_only=True):
     """
 
     filesystem: Filesystem | None = None
-    network: Any = None
+    network: Annotated[Any, Meta(extra_json_schema={"type": "null"})] = None
     egress_rules: tuple[EgressRule, ...] | None = None
-    secret_refs: tuple[str, ...] | None = None
+    secret_refs: tuple[Portable, ...] | None = None
     authority_derivation: AuthorityDerivation | None = None
     dns_authority: DnsAuthority | None = None
     cdn_authority: CdnAuthority | None = None
@@ -249,25 +265,25 @@ class Lifetime(Wire, frozen=True, kw_only=True):
 
 
 class HttpTarget(Wire, frozen=True, kw_only=True, tag_field="kind", tag="http"):
-    name: str
+    name: Portable
     base_url: str
-    secret_ref: str | None = None
+    secret_ref: Portable | None = None
 
 
 class S3Target(Wire, frozen=True, kw_only=True, tag_field="kind", tag="s3"):
-    name: str
+    name: Portable
     bucket: str
     key_prefix: str | None = None
     region: str | None = None
-    secret_ref: str | None = None
+    secret_ref: Portable | None = None
 
 
 class Artifact(Wire, frozen=True, kw_only=True):
     """A file of the cell that is delivered after its end. `target` may be left out where there is at most one."""
 
-    name: str
+    name: Portable
     path: str
-    target: str | None = None
+    target: Portable | None = None
     content_type: str | None = None
 
 
@@ -290,16 +306,16 @@ class Telemetry(Wire, frozen=True, kw_only=True):
     """What the guest promises to report."""
 
     channel: Literal["vsock-cbor"]
-    events: tuple[str, ...]
+    events: Annotated[tuple[NonEmpty, ...], Meta(extra_json_schema={"minItems": 1})]
     rate_limits: RateLimits | None = None
     host_vs_guest_fields: HostVsGuestFields | None = None
-    agent_version: str
+    agent_version: Semver
 
 
 class CellSpec(Wire, frozen=True, kw_only=True):
     """The body of the document. `run` absent: nothing is started."""
 
-    id: str
+    id: Portable
     correlation: Correlation | None = None
     ingress: Ingress | None = None
     environment: Environment | None = None
@@ -316,6 +332,6 @@ class CellSpec(Wire, frozen=True, kw_only=True):
 class ExecutionCell(Wire, frozen=True, kw_only=True):
     """The whole document: `cellos.io/v1`, `ExecutionCell`."""
 
-    api_version: str
-    kind: str
+    api_version: Annotated[str, Meta(extra_json_schema={"const": API_VERSION})]
+    kind: Annotated[str, Meta(extra_json_schema={"const": KIND})]
     spec: CellSpec

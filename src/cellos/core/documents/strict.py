@@ -1,0 +1,160 @@
+"""Strict JSON: bytes to objects, or one clear error with its place.
+
+Two readers must never see two documents, so everything that JSON libraries answer differently is refused: duplicate members, NaN and
+infinities, lone surrogates, bytes that are not UTF-8, a byte order mark, text after the end. Size and nesting have limits. An integer that
+no 64-bit reader could hold becomes `OutOfRange`, which no member accepts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import NoReturn
+
+from cellos.core.documents.wording import member
+from cellos.errors import SpecSyntaxError
+
+MAX_DOCUMENT_BYTES = 1024 * 1024
+"""A reader of a file or stream need not read more than one byte beyond this: what is longer is refused unread."""
+
+MAX_NESTING = 128
+
+# Possessive, so that an unterminated string costs one pass.
+_LEXEME = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]|-?Infinity|NaN', re.DOTALL)
+
+
+class OutOfRange:
+    """An integer beyond 64 bits."""
+
+    def __init__(self, digits: str) -> None:
+        self.digits = digits
+
+    def __str__(self) -> str:
+        return f"the integer {self.digits}" if len(self.digits) <= 40 else f"an integer of {len(self.digits)} digits"
+
+
+class _DuplicateError(Exception):
+    """A member occurs twice. Where is found by a second look, which only a faulty document pays for."""
+
+
+class _ConstantError(Exception):
+    """NaN or an infinity."""
+
+
+class _Members(list[tuple[str, object]]):
+    """The members of an object as written, duplicates included."""
+
+
+def decode(raw: bytes) -> object:
+    """The value of one JSON document. Raises SpecSyntaxError."""
+    text = _text(raw)
+    try:
+        value: object = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        _refuse(text, error.pos, _reason(text, error))
+    except _DuplicateError:
+        path = _duplicate(_EVERY_MEMBER.decode(text), "")
+        raise SpecSyntaxError(f"{path} is given more than once", path=path or "") from None
+    except _ConstantError:
+        at, word = next((found.start(), found[0]) for found in _LEXEME.finditer(text) if found[0].endswith(("Infinity", "NaN")))
+        _refuse(text, at, f"{word} is not a JSON value")
+    except RecursionError:
+        raise SpecSyntaxError(_TOO_DEEP) from None
+    _refuse_lone_surrogates(text)
+    return value
+
+
+_TOO_DEEP = f"the document is nested more than {MAX_NESTING} levels deep"
+
+
+def _text(raw: bytes) -> str:
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        raise SpecSyntaxError(f"the document is larger than {MAX_DOCUMENT_BYTES} bytes, the most that is read")
+    if raw.startswith(b"\xef\xbb\xbf"):
+        raise SpecSyntaxError("line 1 column 1: the document starts with a byte order mark: save it as UTF-8 without one", line=1, column=1)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode()
+        _refuse(before, len(before), f"byte 0x{raw[error.start]:02x} is not UTF-8")
+    if not text.strip(" \t\r\n"):
+        raise SpecSyntaxError("the document is empty")
+    # Brackets in strings count too here; only a text with many pays for the exact look.
+    if text.count("[") + text.count("{") > MAX_NESTING:
+        _refuse_deep_nesting(text)
+    return text
+
+
+def _refuse_deep_nesting(text: str) -> None:
+    depth = 0
+    for found in _LEXEME.finditer(text):
+        lexeme = found[0]
+        if lexeme in "[{":
+            depth += 1
+            if depth > MAX_NESTING:
+                _refuse(text, found.start(), _TOO_DEEP)
+        elif lexeme in "]}":
+            depth -= 1
+
+
+def _refuse_lone_surrogates(text: str) -> None:
+    if "\\ud" not in text and "\\uD" not in text:
+        return
+    for found in _LEXEME.finditer(text):
+        lexeme = found[0]
+        if lexeme.startswith('"') and any("\ud800" <= char <= "\udfff" for char in json.loads(lexeme)):
+            _refuse(text, found.start(), "a string holds half of a surrogate pair, which is no character")
+
+
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _DuplicateError
+    return members
+
+
+def _integer(digits: str) -> int | OutOfRange:
+    # 20 digits hold every 64-bit number; far longer ones int() would refuse in its own words.
+    if len(digits) <= 20 and -(2**63) <= (value := int(digits)) < 2**64:
+        return value
+    return OutOfRange(digits)
+
+
+def _constant(_word: str) -> NoReturn:
+    raise _ConstantError
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_int=_integer, parse_constant=_constant)
+_EVERY_MEMBER = json.JSONDecoder(object_pairs_hook=_Members, parse_int=_integer, parse_constant=lambda _word: None)
+
+
+def _duplicate(value: object, path: str) -> str | None:
+    """The path of the first member that occurs twice in its object."""
+    if isinstance(value, _Members):
+        seen: set[str] = set()
+        for name, inner in value:
+            here = member(path, name)
+            if name in seen:
+                return here
+            seen.add(name)
+            if (found := _duplicate(inner, here)) is not None:
+                return found
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            if (found := _duplicate(inner, f"{path}[{index}]")) is not None:
+                return found
+    return None
+
+
+def _reason(text: str, error: json.JSONDecodeError) -> str:
+    if error.pos >= len(text):
+        return "the document ends too early"
+    if error.msg == "Extra data":
+        return "there is text after the end of the document"
+    return (error.msg[:1].lower() + error.msg[1:]).removesuffix(" at").removesuffix(" starting at").rstrip(": ")
+
+
+def _refuse(text: str, at: int, reason: str) -> NoReturn:
+    line = text.count("\n", 0, at) + 1
+    column = at - (text.rfind("\n", 0, at) + 1) + 1
+    raise SpecSyntaxError(f"line {line} column {column}: {reason}", line=line, column=column) from None
