@@ -1,0 +1,1 @@
+"""What isolates: implementations of `cellos.ports.CellBackend`."""

@@ -1,0 +1,490 @@
+"""The Linux backend: a cell is a process tree in seven namespaces of its own, on a root of its own, with nothing to gain.
+
+The order of things, and what each layer is for, is told in docs/explanation/isolation.md. This module owns the descriptors of a cell:
+the pidfd of its init, the control socket that is also its lifeline, and the mount of its work directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from cellos.backends.relay import Relay
+from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPrimitive, Unenforceable
+from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
+from cellos.sandbox import cgroups, residue, seccomp, syscalls
+from cellos.sandbox.cures import cure
+from cellos.sandbox.descriptors import receive
+from cellos.sandbox.hostids import HostId, HostIds
+from cellos.sandbox.launcher import Cloned, Launcher, LauncherError
+from cellos.sandbox.rootfs import CELL_ID
+
+if TYPE_CHECKING:
+    from cellos.core.documents import CellSpec, Limits
+
+MIB = 1 << 20
+DEFAULT_MEMORY_BYTES = 512 * MIB
+DEFAULT_PIDS = 256
+DEFAULT_CPU_MICROS_PER_SECOND = 1_000_000
+WORK_BYTES, WORK_INODES = 256 * MIB, 16384
+TMP_BYTES, TMP_INODES = 64 * MIB, 4096
+SHM_BYTES = 64 * MIB
+OPEN_FILES = 4096
+LOCKED_BYTES = 65536
+LARGEST_ARGUMENT = 131071
+"""Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
+
+ENFORCED = (
+    "user-namespace", "pid-namespace", "mount-namespace", "network-namespace", "ipc-namespace", "uts-namespace", "cgroup-namespace",
+    "private-root", "no-network", "no-capabilities", "no-new-privileges", "landlock", "seccomp",
+)  # fmt: skip
+
+_TEARDOWN_SECONDS = 5.0
+_NOT_ENFORCED = (
+    ("authority.egress_rules", "authority.egressRules", "egress is not built yet; without rules the cell has no network"),
+    ("authority.dns_authority", "authority.dnsAuthority", "egress is not built yet"),
+    ("authority.cdn_authority", "authority.cdnAuthority", "egress is not built yet"),
+    ("ingress", "ingress", "nothing is fetched into a cell; mount it with authority.filesystem"),
+    ("environment", "environment", "the linux backend runs the host's /usr, not an image"),
+    ("telemetry", "telemetry", "no telemetry agent is built yet"),
+)
+
+
+class LinuxBackend:
+    """Cells on this host's kernel. Thread-safe. Needs a started `launcher`; `host_ids` is used by root only."""
+
+    kind = "linux"
+
+    def __init__(self, *, launcher: Launcher, host_ids: HostIds | None = None, cgroup_parent: str | None = None) -> None:
+        self._launcher = launcher
+        self._host_ids = (host_ids or HostIds()) if os.geteuid() == 0 else None
+        self._hierarchy = cgroups.discover(parent=cgroup_parent, ours=frozenset({os.getpid(), launcher.pid}))
+        self._program = seccomp.program().hex()
+        with open("/proc/sys/kernel/cap_last_cap") as file:
+            self._last_cap = int(file.read())
+
+    def refusals(self, spec: CellSpec) -> Sequence[Refusal]:
+        refused = []
+        for attribute, field, why in _NOT_ENFORCED:
+            value: object = spec
+            for name in attribute.split("."):
+                value = getattr(value, name)
+            if value:
+                refused.append(Refusal(field=f"spec.{field}", why=why))
+        limits = spec.run.limits if spec.run else None
+        for index, mount in enumerate(spec.authority.filesystem.mounts if spec.authority.filesystem else ()):
+            if mount.mode != "ro":
+                refused.append(Refusal(field=f"spec.authority.filesystem.mounts[{index}].mode", why="only read-only mounts are built yet"))
+        if limits and limits.memory_max_bytes is not None and not self._can(cgroups.MEMORY):
+            refused.append(Refusal(field="spec.run.limits.memoryMaxBytes", why=_no_controller("memory")))
+        if limits and limits.cpu_max is not None and not self._can(cgroups.CPU):
+            refused.append(Refusal(field="spec.run.limits.cpuMax", why=_no_controller("cpu")))
+        return refused
+
+    def footprint(self, key: str) -> dict[str, object]:
+        directories = self._hierarchy.directories(_group_name(key)) if self._hierarchy else {}
+        return {"cgroups": sorted(directories.values())}
+
+    def create(self, spec: CellSpec, *, key: str) -> LinuxCell:
+        for refusal in self.refusals(spec):
+            raise Unenforceable(field=refusal.field, why=refusal.why)
+        if spec.run:
+            _check_argv(spec.run.argv)
+        limits, unbounded = self._limits(spec.run.limits if spec.run else None)
+        group = cgroups.Group(self._hierarchy, _group_name(key)) if self._hierarchy else None
+        host_id = self._host_ids.acquire() if self._host_ids else None
+        cell = LinuxCell(
+            isolation=Isolation(backend=self.kind, enforced=ENFORCED, limits=limits, unbounded=unbounded), group=group, host_id=host_id
+        )
+        try:
+            self._build(cell, spec, limits)
+        except BaseException:
+            cell.destroy()
+            raise
+        return cell
+
+    def sweep(self, footprint: Mapping[str, object]) -> tuple[Residue, ...]:
+        directories = footprint.get("cgroups", [])
+        left = []
+        deadline = time.monotonic() + _TEARDOWN_SECONDS
+        for directory in directories if isinstance(directories, list) else []:
+            if os.path.isdir(directory):
+                cgroups.kill_all(directory)
+                reason = cgroups.remove(directory, deadline=deadline)
+                if reason:
+                    left.append(Residue(kind="cgroup", detail=f"{directory}: {reason}"))
+        return tuple(left)
+
+    def _can(self, controller: str) -> bool:
+        return self._hierarchy is not None and controller in self._hierarchy.controllers
+
+    def _limits(self, declared: Limits | None) -> tuple[dict[str, int], tuple[str, ...]]:
+        """The limits that will really be applied, and what stays unbounded."""
+        limits = {
+            "pids": DEFAULT_PIDS,
+            "workBytes": WORK_BYTES,
+            "workInodes": WORK_INODES,
+            "tmpBytes": TMP_BYTES,
+            "tmpInodes": TMP_INODES,
+            "shmBytes": SHM_BYTES,
+            "openFiles": OPEN_FILES,
+            "fileBytes": WORK_BYTES,
+            "lockedBytes": LOCKED_BYTES,
+            "coreBytes": 0,
+        }
+        unbounded = []
+        if self._can(cgroups.MEMORY):
+            limits["memoryBytes"] = declared.memory_max_bytes if declared and declared.memory_max_bytes else DEFAULT_MEMORY_BYTES
+            limits["swapBytes"] = 0
+        else:
+            unbounded.append("memory")
+        if self._can(cgroups.CPU):
+            cpu = declared.cpu_max if declared else None
+            period = (cpu.period_micros if cpu else None) or cgroups.DEFAULT_PERIOD_MICROS
+            limits["cpuMicrosPerSecond"] = cpu.quota_micros * 1_000_000 // period if cpu else DEFAULT_CPU_MICROS_PER_SECOND
+        else:
+            unbounded.append("cpu")
+        return limits, tuple(unbounded)
+
+    def _build(self, cell: LinuxCell, spec: CellSpec, limits: dict[str, int]) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        cell.control_socket = ours
+        passed = [theirs.detach()]
+        try:
+            mounts = [(m.source, m.target or m.source) for m in spec.authority.filesystem.mounts] if spec.authority.filesystem else []
+            trees = _open_trees(mounts) if cell.host_id else []
+            passed += trees
+            if cell.group:
+                cpu = spec.run.limits.cpu_max if spec.run and spec.run.limits else None
+                _create_group(cell.group, limits, cpu.quota_micros if cpu else None, cpu.period_micros if cpu else None)
+                birth = cell.group.birth_directory()
+                if birth:
+                    passed.append(os.open(birth, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            cell.cloned = self._launcher.clone(
+                {
+                    "ids": cell.ids,
+                    "attach": cell.group.attach_paths() if cell.group else [],
+                    "in_cgroup": bool(cell.group and cell.group.birth_directory()),
+                    "trees": len(trees),
+                    "init": {
+                        "last_cap": self._last_cap,
+                        "limits": self._rlimits(limits),
+                        "root": {
+                            "work_bytes": WORK_BYTES,
+                            "work_inodes": WORK_INODES,
+                            "tmp_bytes": TMP_BYTES,
+                            "tmp_inodes": TMP_INODES,
+                            "shm_bytes": SHM_BYTES,
+                        },
+                        "mounts": mounts,
+                        "program": self._program,
+                        "attached_v1": bool(cell.group and cell.group.attach_paths()),
+                    },
+                },
+                passed,
+            )
+        except LauncherError as error:
+            raise _explain(error.step, error.errno, error.text) from error
+        except OSError as error:
+            raise HostBackendError(f"cannot set up the cell: {error.filename or ''}: {error.strerror}") from error
+        finally:
+            for descriptor in passed:
+                os.close(descriptor)
+        cell.await_ready()
+
+    def _rlimits(self, limits: Mapping[str, int]) -> dict[str, int]:
+        rlimits = {
+            "CORE": 1,  # 0 would still start the host's core_pattern program, 1 does not (core(5))
+            "NOFILE": limits["openFiles"],
+            "FSIZE": limits["fileBytes"],
+            "MEMLOCK": limits["lockedBytes"],
+        }
+        if not self._can(cgroups.PIDS):
+            rlimits["NPROC"] = limits["pids"]  # counted within the cell's own user namespace
+        return rlimits
+
+
+class LinuxCell:
+    """One cell from its clone to the residue check. Owned by one thread."""
+
+    def __init__(self, *, isolation: Isolation, group: cgroups.Group | None, host_id: HostId | None) -> None:
+        self.isolation = isolation
+        self.group = group
+        self.host_id = host_id
+        self.ids = (host_id.number, host_id.number) if host_id else (os.geteuid(), os.getegid())
+        self.cloned: Cloned | None = None
+        self.control_socket: socket.socket | None = None
+        self.work: int | None = None
+        self._identities: residue.Identities = {}
+        self._messages: list[dict[str, Any]] = []
+        self._buffer = b""
+        self._on_started: Callable[[], None] = lambda: None
+
+    # -- the control socket
+
+    def await_ready(self) -> None:
+        """Wait until init has built and confined the cell. Raises HostBackendError."""
+        assert self.control_socket is not None
+        self._remember("control socket", self.control_socket.fileno())
+        self.control_socket.settimeout(_TEARDOWN_SECONDS)
+        message: dict[str, Any] | None = None
+        try:
+            while message is None:
+                data, descriptors = receive(self.control_socket, 4096, 1)
+                if descriptors:
+                    self.work = descriptors[0]
+                    self._remember("work directory", self.work)
+                if not data:
+                    raise HostBackendError("the cell's init ended while it built the cell")
+                self._buffer += data
+                message = self._next_message()
+        except TimeoutError:
+            raise HostBackendError("the cell's init did not answer within 5 s") from None
+        if "failed" in message:
+            raise _explain(message["failed"], message["errno"], message["text"])
+        self.control_socket.setblocking(False)
+
+    def _next_message(self) -> dict[str, Any] | None:
+        if b"\n" not in self._buffer:
+            return None
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _remember(self, name: str, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        self._identities[(status.st_dev, status.st_ino)] = name
+
+    # -- relay.Process
+
+    @property
+    def pidfd(self) -> int:
+        assert self.cloned is not None
+        return self.cloned.pidfd
+
+    @property
+    def control(self) -> int | None:
+        return self.control_socket.fileno() if self.control_socket else None
+
+    def on_control(self) -> None:
+        assert self.control_socket is not None
+        try:
+            data = self.control_socket.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._close_control()
+            return
+        self._buffer += data
+        while (message := self._next_message()) is not None:
+            self._messages.append(message)
+            if "started" in message:
+                self._on_started()
+
+    def terminate(self) -> None:
+        if self.control_socket:
+            try:
+                self.control_socket.sendall(b'{"terminate": true}\n')
+            except BrokenPipeError:
+                return  # it has just ended
+
+    def kill(self) -> None:
+        if self.cloned:
+            try:
+                _signal(self.cloned.pidfd, 9)
+            except ProcessLookupError:
+                return
+
+    # -- ports.LiveCell
+
+    def run(self, command: Command, *, on_started: Callable[[], None]) -> CommandResult:
+        _check_argv(command.argv)
+        if self.control_socket is None or self.cloned is None:
+            raise HostBackendError("the cell is gone")
+        self._on_started = on_started
+        request = {"argv": list(command.argv), "env": dict(command.environment), "cwd": command.working_directory or "/work"}
+        started = time.monotonic()
+        with Relay(command) as relay:
+            for descriptor in relay.child_ends:
+                os.fchown(descriptor, *self.ids)  # else the cell could not open /dev/stdout by name
+            self._send(json.dumps(request).encode() + b"\n", relay.child_ends)
+            relay.release_child_ends()
+            try:
+                ended = relay.watch(self, started=started, drain_seconds=None)
+            except BaseException:
+                self.kill()
+                raise
+            stdout, stderr, truncated = relay.captured
+        return self._result(ended, round((time.monotonic() - started) * 1000), stdout, stderr, truncated)
+
+    def _send(self, data: bytes, descriptors: list[int]) -> None:
+        assert self.control_socket is not None
+        self.control_socket.settimeout(_TEARDOWN_SECONDS)
+        try:
+            sent = socket.send_fds(self.control_socket, [data], descriptors)
+            self.control_socket.sendall(data[sent:])
+        except OSError as error:
+            raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
+        self.control_socket.setblocking(False)
+
+    def _result(self, ended: str, duration_ms: int, stdout: bytes, stderr: bytes, truncated: bool) -> CommandResult:
+        answer: dict[str, Any] = {}
+        for message in self._messages:
+            answer |= message
+        out_of_memory = bool(self.group and self.group.out_of_memory_kills())
+        exit_code = signal = spawn_error = spawn_errno = None
+        if "not_started" in answer:
+            spawn_errno = answer["not_started"]
+            what = "spec.run.workingDirectory: " if answer["step"] == "chdir" else ""
+            spawn_error = f"{what}{os.strerror(spawn_errno)} (os error {spawn_errno})"
+        elif "exited" in answer:
+            exit_code = answer["exited"] if answer["exited"] >= 0 else None
+            signal = -answer["exited"] if answer["exited"] < 0 else None
+        elif ended == "exited":
+            # Init died before it could report: killed with the whole cell, which only the kernel does.
+            ended = "exited" if out_of_memory else "lost"
+            signal = 9 if out_of_memory else None
+        else:
+            signal = 9  # we killed the tree
+        return CommandResult(
+            ended=ended,  # type: ignore[arg-type]  # one of the four words
+            exit_code=exit_code,
+            signal=signal,
+            spawn_error=spawn_error,
+            spawn_errno=spawn_errno,
+            duration_ms=duration_ms,
+            stdout=stdout,
+            stderr=stderr,
+            truncated=truncated,
+            oom_killed=out_of_memory,
+        )
+
+    def open_artifact(self, path: str) -> BinaryIO:
+        relative = path.removeprefix("/work/") if path.startswith("/work/") else path
+        if self.work is None:
+            raise ExportError(f"{path}: the cell has no work directory")
+        # The descriptor of the mount only names it; opening "." through it gives one that openat2 starts from.
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.work)
+        try:
+            descriptor = syscalls.open_beneath(directory, relative)
+        except OSError as error:
+            raise ExportError(f"{path}: {_EXPORT_REASONS.get(error.errno or 0, error.strerror)}") from error
+        finally:
+            os.close(directory)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ExportError(f"{path}: not a regular file")
+        return io.open(descriptor, "rb")  # noqa: UP020  # `open` would read as os.open here
+
+    def destroy(self) -> tuple[Residue, ...]:
+        deadline = time.monotonic() + _TEARDOWN_SECONDS
+        left: list[Residue] = []
+        self.kill()
+        self._close_control()
+        if self.cloned:
+            if not _wait_for_end(self.cloned.pidfd, deadline):
+                left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
+            os.close(self.cloned.pidfd)
+        if self.work is not None:
+            os.close(self.work)
+            self.work = None
+        for directory in self.group.directories.values() if self.group else ():
+            reason = cgroups.remove(directory, deadline=deadline)
+            if reason:
+                left.append(Residue(kind="cgroup", detail=f"{directory}: {reason}"))
+        if self.host_id:
+            problem = self.host_id.release()
+            if problem:
+                left.append(Residue(kind="file", detail=problem))
+        if self.cloned:
+            left += [Residue(kind=kind, detail=detail) for kind, detail in residue.look(self.cloned.namespaces, self._identities)]
+        self.cloned = None
+        return tuple(left)
+
+    def _close_control(self) -> None:
+        if self.control_socket:
+            self.control_socket.close()
+            self.control_socket = None
+
+
+_EXPORT_REASONS = {
+    errno.ENOENT: "no such file in the work directory",
+    errno.ELOOP: "symbolic links are not followed",
+    errno.EXDEV: "it lies outside the work directory",
+    errno.ENXIO: "not a regular file",
+    errno.EACCES: "permission denied",
+}
+
+
+def _signal(pidfd: int, number: int) -> None:
+    import signal
+
+    signal.pidfd_send_signal(pidfd, number)
+
+
+def _wait_for_end(pidfd: int, deadline: float) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0, round((deadline - time.monotonic()) * 1000))))
+
+
+def _group_name(key: str) -> str:
+    return f"cellos-{key}"
+
+
+def _no_controller(name: str) -> str:
+    return f"this host gives us no writable {name} control group; run as root or in a delegated group, or leave the limit out"
+
+
+def _check_argv(argv: Sequence[str]) -> None:
+    for argument in argv:
+        size = len(os.fsencode(argument))
+        if size > LARGEST_ARGUMENT:
+            raise ArgvTooLarge(encoded_bytes=size, limit_bytes=LARGEST_ARGUMENT)
+
+
+def _create_group(group: cgroups.Group, limits: Mapping[str, int], quota: int | None, period: int | None) -> None:
+    group.create(
+        cgroups.Limits(
+            memory_bytes=limits.get("memoryBytes"),
+            pids=limits["pids"],
+            cpu_quota_micros=quota or limits.get("cpuMicrosPerSecond", 0) * cgroups.DEFAULT_PERIOD_MICROS // 1_000_000 or None,
+            cpu_period_micros=period or cgroups.DEFAULT_PERIOD_MICROS,
+        )
+    )
+
+
+def _open_trees(mounts: Sequence[tuple[str, str]]) -> list[int]:
+    """Root opens the sources itself: inside, the cell's id may not even look them up."""
+    trees: list[int] = []
+    attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    for index, (source, _) in enumerate(mounts):
+        try:
+            trees.append(syscalls.clone_tree(source, attributes))
+        except OSError as error:
+            for tree in trees:
+                os.close(tree)
+            raise HostBackendError(f"cannot mount {source} (authority.filesystem.mounts[{index}].source): {error.strerror}") from error
+    return trees
+
+
+def _explain(step: str, number: int, text: str) -> HostBackendError:
+    """A failed step as an error that says what to do about it, where that is known."""
+    remedy = cure(step, number)
+    if remedy:
+        return MissingPrimitive(primitive=step, why=text, cure=remedy)
+    return HostBackendError(f"cannot {step}: {text}")
+
+
+assert CELL_ID > 0

@@ -1,0 +1,220 @@
+"""Control groups, version 1 and 2: memory, number of processes, processor time (cgroups(7)).
+
+`discover` finds where this process may make groups, `writes` is pure and says which file gets which text, `Group` does it.
+Every path goes through `root`, so that tests can use a plain directory tree.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Mapping
+
+MEMORY, PIDS, CPU = "memory", "pids", "cpu"
+CONTROLLERS = (MEMORY, PIDS, CPU)
+_V1_MOUNT_NAMES = {MEMORY: "memory", PIDS: "pids", CPU: "cpu"}
+DEFAULT_PERIOD_MICROS = 100_000
+
+
+class Limits:
+    """What a group enforces; None leaves a resource alone. CPU: `cpu_quota_micros` of every `cpu_period_micros`."""
+
+    __slots__ = ("cpu_period_micros", "cpu_quota_micros", "memory_bytes", "pids")
+
+    def __init__(
+        self,
+        *,
+        memory_bytes: int | None = None,
+        pids: int | None = None,
+        cpu_quota_micros: int | None = None,
+        cpu_period_micros: int = DEFAULT_PERIOD_MICROS,
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        self.pids = pids
+        self.cpu_quota_micros = cpu_quota_micros
+        self.cpu_period_micros = cpu_period_micros
+
+
+class Hierarchy:
+    """Where groups are made: `version` 1 has a parent directory for each controller, 2 has one for all (under the key "")."""
+
+    __slots__ = ("controllers", "parents", "version")
+
+    def __init__(self, *, version: int, parents: Mapping[str, str], controllers: frozenset[str]) -> None:
+        self.version = version
+        self.parents = dict(parents)
+        self.controllers = controllers
+
+    def directories(self, name: str) -> dict[str, str]:
+        """Controller (or "" on version 2) to the directory of the group `name`."""
+        return {controller: f"{parent}/{name}" for controller, parent in self.parents.items()}
+
+
+def discover(*, root: str = "", parent: str | None = None, ours: frozenset[int] = frozenset()) -> Hierarchy | None:
+    """The groups that this process may use, or None where it may not make any.
+
+    Version 2 is taken where it has controllers, and needs a directory that was delegated to us (Delegate= of a systemd unit): `parent`, or
+    our own group if it holds no process besides `ours`, as a group with members cannot hand controllers to its children.
+    Only controllers that can really be written to are named.
+    """
+    own = _own_groups(_read(f"{root}/proc/self/cgroup"))
+    mount = f"{root}/sys/fs/cgroup"
+    if os.path.exists(f"{mount}/cgroup.controllers"):
+        directory = root + parent if parent else mount + own.get("", "/").rstrip("/")
+        return _discover_v2(directory, ours)
+    parents = {}
+    for controller in CONTROLLERS:
+        if controller in own:
+            path = f"{mount}/{_V1_MOUNT_NAMES[controller]}{own[controller].rstrip('/')}"
+            if os.access(path, os.W_OK):
+                parents[controller] = path
+    if CPU in parents and not os.path.exists(f"{parents[CPU]}/cpu.cfs_quota_us"):
+        del parents[CPU]  # a kernel without CFS bandwidth control
+    return Hierarchy(version=1, parents=parents, controllers=frozenset(parents)) if parents else None
+
+
+def _discover_v2(directory: str, ours: frozenset[int]) -> Hierarchy | None:
+    if not os.access(directory, os.W_OK) or not os.access(f"{directory}/cgroup.subtree_control", os.W_OK):
+        return None
+    enabled = set(_read(f"{directory}/cgroup.subtree_control").split())
+    wanted = [c for c in CONTROLLERS if c in _read(f"{directory}/cgroup.controllers").split() and c not in enabled]
+    if wanted:
+        try:
+            _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                return None
+            if not _make_room(directory, ours):
+                return None
+            _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
+        enabled |= set(wanted)
+    return Hierarchy(version=2, parents={"": directory}, controllers=frozenset(enabled) & frozenset(CONTROLLERS))
+
+
+def _make_room(directory: str, ours: frozenset[int]) -> bool:
+    """Move ourselves into a leaf of our own group, if nobody else lives there."""
+    members = {int(pid) for pid in _read(f"{directory}/cgroup.procs").split()}
+    if members - ours:
+        return False
+    leaf = f"{directory}/supervisor"
+    os.makedirs(leaf, exist_ok=True)
+    for pid in sorted(members):
+        _write(f"{leaf}/cgroup.procs", str(pid))
+    return True
+
+
+def writes(hierarchy: Hierarchy, limits: Limits) -> list[tuple[str, str, str, bool]]:
+    """(controller, file, text, required) in the order in which they are written. A file that is not required may be missing on a host."""
+    plan: list[tuple[str, str, str, bool]] = []
+    if hierarchy.version == 1:
+        if limits.memory_bytes is not None and MEMORY in hierarchy.controllers:
+            plan.append((MEMORY, "memory.limit_in_bytes", str(limits.memory_bytes), True))
+            plan.append((MEMORY, "memory.memsw.limit_in_bytes", str(limits.memory_bytes), False))
+            plan.append((MEMORY, "memory.swappiness", "0", False))
+        if limits.pids is not None and PIDS in hierarchy.controllers:
+            plan.append((PIDS, "pids.max", str(limits.pids), True))
+        if limits.cpu_quota_micros is not None and CPU in hierarchy.controllers:
+            plan.append((CPU, "cpu.cfs_period_us", str(limits.cpu_period_micros), True))
+            plan.append((CPU, "cpu.cfs_quota_us", str(limits.cpu_quota_micros), True))
+        return plan
+    if limits.memory_bytes is not None and MEMORY in hierarchy.controllers:
+        plan.append(("", "memory.max", str(limits.memory_bytes), True))
+        plan.append(("", "memory.swap.max", "0", False))
+        plan.append(("", "memory.oom.group", "1", False))
+    if limits.pids is not None and PIDS in hierarchy.controllers:
+        plan.append(("", "pids.max", str(limits.pids), True))
+    if limits.cpu_quota_micros is not None and CPU in hierarchy.controllers:
+        plan.append(("", "cpu.max", f"{limits.cpu_quota_micros} {limits.cpu_period_micros}", True))
+    return plan
+
+
+class Group:
+    """The group of one cell: one directory per hierarchy."""
+
+    def __init__(self, hierarchy: Hierarchy, name: str) -> None:
+        self.hierarchy = hierarchy
+        self.directories = hierarchy.directories(name)
+
+    def create(self, limits: Limits) -> None:
+        """Make the directories and write the limits. Raises OSError with the path; what was made stays, for `remove`."""
+        for directory in self.directories.values():
+            os.mkdir(directory, 0o755)
+        for controller, name, text, required in writes(self.hierarchy, limits):
+            path = f"{self.directories[controller]}/{name}"
+            if required or os.path.exists(path):
+                _write(path, text)
+
+    def attach_paths(self) -> list[str]:
+        """Files that take the pid of a parked child. Empty on version 2, where the child is born in the group."""
+        return [f"{directory}/cgroup.procs" for directory in self.directories.values()] if self.hierarchy.version == 1 else []
+
+    def birth_directory(self) -> str | None:
+        """The directory for CLONE_INTO_CGROUP, on version 2."""
+        return self.directories[""] if self.hierarchy.version == 2 else None
+
+    def out_of_memory_kills(self) -> int:
+        """How many processes of the group the kernel killed for want of memory; 0 where it does not say."""
+        path = {1: "memory.oom_control", 2: "memory.events"}[self.hierarchy.version]
+        directory = self.directories.get(MEMORY if self.hierarchy.version == 1 else "")
+        if directory is None:
+            return 0
+        fields = dict(line.split(" ", 1) for line in _read(f"{directory}/{path}").splitlines() if " " in line)
+        return int(fields.get("oom_kill", "0"))
+
+
+def kill_all(directory: str) -> None:
+    """SIGKILL to every process in the group and below."""
+    if os.path.exists(f"{directory}/cgroup.kill"):
+        _write(f"{directory}/cgroup.kill", "1")
+        return
+    for path, _, _ in os.walk(directory):
+        for pid in _read(f"{path}/cgroup.procs").split():
+            try:
+                os.kill(int(pid), 9)
+            except ProcessLookupError:
+                continue  # it ended between the two calls
+
+
+def remove(directory: str, *, deadline: float) -> str | None:
+    """Remove a group, waiting until `deadline` (time.monotonic) for its last process; the reason when it stays, None when it is gone."""
+    while True:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                members = _read(f"{directory}/cgroup.procs").split()
+                return f"{error.strerror}, holds {len(members)} processes" if members else (error.strerror or "cannot be removed")
+            time.sleep(0.001)
+        else:
+            return None
+
+
+def _own_groups(text: str) -> dict[str, str]:
+    """Controller to path, from /proc/self/cgroup; version 2 has the controller ""."""
+    groups = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            groups[controller] = path
+    return groups
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EACCES):  # ENODEV: the group went away between open and read
+            return ""
+        raise
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(descriptor)

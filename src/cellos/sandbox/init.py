@@ -1,0 +1,204 @@
+"""Process 1 of a cell: builds the cell from inside, confines itself, starts the one command, reaps, reports, and ends with its supervisor.
+
+It runs in a fork of the launcher (a small interpreter without secrets) and never executes anything itself. The command is started with
+posix_spawn, so it inherits what init has put on itself: no capabilities, no_new_privs, limits, Landlock, seccomp.
+
+It talks over one stream socket, `control`, whose only other end is the supervisor's; lines of JSON:
+    init -> supervisor    {"ready": true} with the work directory's descriptor | {"failed": step, "errno": n}
+    supervisor -> init    {"argv", "env", "cwd"} with the descriptors of standard output, error and, if relayed, input
+    init -> supervisor    {"started": true} | {"not_started": errno, "step": …}
+    supervisor -> init    {"terminate": true}: SIGTERM to the command
+    init -> supervisor    {"exited": code} (negative: the signal)
+End of file on `control` means that the supervisor is gone: init exits, and the kernel kills everything in its process namespace.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+
+from cellos.sandbox import landlock, rootfs, seccomp, syscalls
+from cellos.sandbox.descriptors import receive
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cellos.sandbox.messages import CommandRequest, InitRequest
+
+_SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
+_HIGHEST_FD_OF_OURS = 100
+
+
+class _Control:
+    """The line protocol over the control socket."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.socket = socket.socket(fileno=descriptor)
+        self.buffer = b""
+        self.descriptors: list[int] = []
+
+    def send(self, message: dict[str, object], descriptors: tuple[int, ...] = ()) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        if descriptors:
+            socket.send_fds(self.socket, [data], list(descriptors))
+        else:
+            self.socket.sendall(data)
+
+    def receive(self) -> dict[str, object]:
+        """The next line; descriptors that came along are in `descriptors`. Exits the process at end of file: the supervisor is gone."""
+        while b"\n" not in self.buffer:
+            data, descriptors = receive(self.socket, 1 << 16, 3)
+            self.descriptors += descriptors
+            if not data:
+                os._exit(3)
+            self.buffer += data
+        line, self.buffer = self.buffer.split(b"\n", 1)
+        message: dict[str, object] = json.loads(line)
+        return message
+
+
+def run(request: InitRequest, control_descriptor: int, released: int, trees: list[int]) -> None:
+    """Be process 1. `released`: a pipe on which the launcher writes one byte once maps and groups are set. Never returns normally."""
+    os.setsid()
+    control_descriptor, released, *trees = _keep_only(control_descriptor, released, *trees)
+    if os.read(released, 1) != b"g":
+        os._exit(1)
+    os.close(released)
+    syscalls.set_dumpable(False)
+    control = _Control(control_descriptor)
+    step = ["start"]
+    try:
+        work = _confine(request, trees, step)
+    except OSError as error:
+        control.send({"failed": step[0], "errno": error.errno, "text": f"{error.filename or step[0]}: {error.strerror}"})
+        os._exit(1)
+    control.send({"ready": True}, (work,))
+    os.close(work)
+    _serve(control)
+
+
+def _keep_only(*descriptors: int) -> list[int]:
+    """Move what we keep above all others, close everything else, and point 0, 1 and 2 at nothing: they were the launcher's."""
+    kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGHEST_FD_OF_OURS) for descriptor in descriptors]
+    syscalls.close_range(3, min(kept) - 1)
+    syscalls.close_range(max(kept) + 1)
+    return kept
+
+
+def _confine(request: InitRequest, trees: list[int], step: list[str]) -> int:
+    """Everything between the clone and the command, in the only order that works. Returns the descriptor of the work directory's mount."""
+
+    def now(text: str) -> None:
+        step[0] = text
+
+    now("take the cell's ids")
+    # Id 0 is not mapped: making a file on a new tmpfs as id 0 would be EOVERFLOW. Capabilities survive, as no id here is 0 inside.
+    os.setresgid(rootfs.CELL_ID, rootfs.CELL_ID, rootfs.CELL_ID)
+    os.setresuid(rootfs.CELL_ID, rootfs.CELL_ID, rootfs.CELL_ID)
+    os.umask(0o022)
+    if request["attached_v1"]:
+        syscalls.call("unshare", syscalls.CLONE_NEWCGROUP)  # attached after the clone: make the group the visible root only now
+    now("bring up loopback")
+    _loopback_up()
+    now("set the host name")
+    syscalls.sethostname("cell")
+    mounts = [(source, target, trees[i] if trees else -1) for i, (source, target) in enumerate(request["mounts"])]
+    work = rootfs.build(**request["root"], mounts=mounts, step=now)
+    now("open standard input")
+    null = os.open("/dev/null", os.O_RDWR)  # only now: one opened before pivot_root would be a way to see the host's mount
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    if null > 2:
+        os.close(null)
+    now("set resource limits")
+    for name, value in request["limits"].items():
+        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+    now("empty the session keyring")
+    syscalls.new_session_keyring()
+    now("drop capabilities")
+    syscalls.drop_capabilities(request["last_cap"])
+    now("set no_new_privs")
+    syscalls.no_new_privileges()
+    now("restrict with Landlock")
+    landlock.restrict()
+    now("install the seccomp filter")
+    seccomp.install(bytes.fromhex(request["program"]))
+    return work
+
+
+def _loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING))
+
+
+def _serve(control: _Control) -> None:
+    """Wait for the command, start it, and live as long as it does."""
+    command: CommandRequest = control.receive()  # type: ignore[assignment]  # the first line is the command
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    child = _start(control, command)
+    poll = select.poll()
+    poll.register(control.socket, select.POLLIN)
+    poll.register(woken, select.POLLIN)
+    while True:
+        for descriptor, _ in poll.poll():
+            if descriptor == woken:
+                os.read(woken, 512)
+            elif "terminate" in control.receive():
+                os.kill(child, signal.SIGTERM)
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == child:
+                control.send({"exited": os.waitstatus_to_exitcode(status)})
+                os._exit(0)  # whatever else still runs here is killed by the kernel with us
+            if pid == 0:
+                break
+
+
+def _start(control: _Control, message: CommandRequest) -> int:
+    """Start the command; on failure report and exit."""
+    argv, environment = message["argv"], message["env"]
+    outputs = control.descriptors
+    actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, outputs[0], 1), (os.POSIX_SPAWN_DUP2, outputs[1], 2)]
+    if len(outputs) > 2:
+        actions.append((os.POSIX_SPAWN_DUP2, outputs[2], 0))
+    step = "chdir"
+    try:
+        os.chdir(message["cwd"])
+        step = "exec"
+        child = os.posix_spawn(
+            _find(argv[0], environment.get("PATH", "")),
+            argv,
+            environment,
+            file_actions=actions,
+            setsid=True,
+            # Python ignores these two, and exec hands that on.
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+    except OSError as error:
+        control.send({"not_started": error.errno, "step": step})
+        os._exit(0)
+    for descriptor in outputs:
+        os.close(descriptor)
+    control.send({"started": True})
+    return child
+
+
+def _find(program: str, path: str) -> str:
+    """Look `program` up in PATH as execvp(3) does: a file that may not be executed is remembered, one that may wins."""
+    if "/" in program:
+        return program
+    found: OSError | None = None
+    for directory in path.split(":"):
+        candidate = os.path.join(directory or ".", program)
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+        if os.path.exists(candidate):
+            found = PermissionError(13, "Permission denied")
+    raise found or FileNotFoundError(2, "No such file or directory")

@@ -1,0 +1,224 @@
+"""The launcher: the only process that makes cells.
+
+It has one thread, no secrets and few modules: clone3 in a process with threads can hang in the child, what is in its memory is copied into
+every init, and its size is paid for at every fork. So it is a fresh interpreter (`python -I -S`) with an empty environment, started before
+or beside anything else the supervisor does. One serves any number of cells and threads; it ends when its supervisor does.
+
+A request and its answer are one packet each, on a SEQPACKET socket:
+    request  {"ids": [uid, gid], "attach": [paths], "in_cgroup": bool, "trees": n, "init": {…}}   with: control, trees…, cgroup directory
+    answer   {"pid": n, "namespaces": {name: inode}} with the pidfd | {"failed": step, "errno": n, "text": …}
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cellos.sandbox.messages import CloneAnswer, CloneRequest, InitRequest
+
+    Init = Callable[[InitRequest, int, int, list[int]], None]
+
+NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+_CHANNEL = 3
+_LARGEST_PACKET = 1 << 17
+_MOST_DESCRIPTORS = 64
+_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cellos.sandbox.launcher import serve; serve(int(sys.argv[2]))"
+
+
+class LauncherError(Exception):
+    """A cell could not be cloned. `step` names what failed; `errno` is the kernel's."""
+
+    def __init__(self, step: str, errno: int, text: str) -> None:
+        super().__init__(f"{step}: {text}")
+        self.step = step
+        self.errno = errno
+        self.text = text
+
+
+class Cloned:
+    """A cell that has its namespaces, ids and groups; its init goes on by itself. The owner closes `pidfd`."""
+
+    __slots__ = ("namespaces", "pid", "pidfd")
+
+    def __init__(self, pid: int, pidfd: int, namespaces: dict[str, int]) -> None:
+        self.pid = pid
+        self.pidfd = pidfd
+        self.namespaces = namespaces
+        """Name to inode number of its /proc/PID/ns entry: proof, later, that nobody is left in it."""
+
+
+class Launcher:
+    """Our end. Thread-safe; close it, or use `with`."""
+
+    def __init__(self, channel: int, pid: int) -> None:
+        self._channel = channel
+        self._lock = _thread.allocate_lock()
+        self.pid = pid
+
+    @classmethod
+    def start(cls) -> Launcher:
+        """Start the process; returns at once, while it is still loading. Raises OSError."""
+        import _socket  # the C module alone: it is all we need, and `socket` costs 3 ms that the launcher's start would wait for
+
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+        package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+        actions: list[tuple[int, ...]] = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),  # type: ignore[list-item]  # file actions mix types
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),  # type: ignore[list-item]  # file actions mix types
+            (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHANNEL),
+        ]
+        try:
+            pid = os.posix_spawn(
+                sys.executable, [sys.executable, "-I", "-S", "-c", _BOOT, package, str(_CHANNEL)], {}, file_actions=actions, setsid=True
+            )
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return cls(ours.detach(), pid)
+
+    def clone(self, request: CloneRequest, descriptors: Sequence[int]) -> Cloned:
+        """Clone one cell. Raises LauncherError."""
+        import json
+        import socket
+
+        from cellos.sandbox.descriptors import receive
+
+        packet = json.dumps(request).encode()
+        with self._lock:
+            channel = socket.socket(fileno=self._channel)
+            try:
+                socket.send_fds(channel, [packet], list(descriptors))
+                data, passed = receive(channel, _LARGEST_PACKET, 1)
+            except OSError as error:
+                raise LauncherError("ask the launcher", error.errno or 0, error.strerror or str(error)) from error
+            finally:
+                channel.detach()
+        if not data:
+            raise LauncherError("ask the launcher", 0, "it has ended")
+        answer = json.loads(data)
+        if "failed" in answer:
+            for descriptor in passed:
+                os.close(descriptor)
+            raise LauncherError(answer["failed"], answer["errno"], answer["text"])
+        return Cloned(answer["pid"], passed[0], answer["namespaces"])
+
+    def close(self) -> None:
+        """End the process and reap it. Cells that live go on: their lifeline is the supervisor."""
+        with self._lock:
+            if self._channel < 0:
+                return
+            os.close(self._channel)
+            self._channel = -1
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            return  # somebody in our process reaps all children
+
+    def __enter__(self) -> Launcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def serve(channel_descriptor: int) -> None:
+    """The launcher process: answer requests until the other end is closed. Does not return."""
+    import gc
+    import json
+    import signal
+    import socket
+
+    from cellos.sandbox import init, syscalls
+    from cellos.sandbox.descriptors import receive
+
+    syscalls.set_dumpable(False)
+    syscalls.close_range(channel_descriptor + 1)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps our cells; the supervisor watches them through pidfds
+    if os.geteuid() == 0:
+        os.setgroups([])  # inside the cell nobody can: setgroups is denied there
+    os.chdir("/")
+    channel = socket.socket(fileno=channel_descriptor)
+    gc.disable()
+    gc.freeze()
+    while True:
+        packet, descriptors = receive(channel, _LARGEST_PACKET, _MOST_DESCRIPTORS)
+        if not packet:
+            os._exit(0)
+        request: CloneRequest = json.loads(packet)
+        pidfd = -1
+        answer: object
+        try:
+            answer, pidfd = _clone(request, descriptors, init.run)
+        except _Failed as failure:
+            answer = {"failed": failure.step, "errno": failure.errno, "text": failure.text}
+        try:
+            socket.send_fds(channel, [json.dumps(answer).encode()], [pidfd] if pidfd >= 0 else [])
+        except BrokenPipeError:
+            os._exit(0)
+        for descriptor in [*descriptors, pidfd]:
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+class _Failed(Exception):
+    def __init__(self, step: str, error: OSError) -> None:
+        self.step = step
+        self.errno = error.errno or 0
+        self.text = f"{error.filename or step}: {error.strerror}"
+
+
+def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[CloneAnswer, int]:
+    """Clone, map ids, attach to groups, release. The child is killed when a step after the clone fails."""
+    from cellos.sandbox import rootfs, syscalls
+
+    flags = (
+        syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET
+        | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWCGROUP
+    )  # fmt: skip
+    trees = descriptors[1 : 1 + request["trees"]]
+    cgroup = descriptors[-1] if request["in_cgroup"] else -1
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    step = "clone3"
+    pidfd = -1
+    try:
+        if os.geteuid() != 0:
+            syscalls.set_dumpable(True)  # else the child's files in /proc belong to root and we may not write its maps
+        pid, pidfd = syscalls.clone3(flags, cgroup=cgroup)
+        if pid == 0:
+            try:
+                init(request["init"], descriptors[0], reading, trees)
+            finally:
+                os._exit(1)
+        step = "map ids"
+        uid, gid = request["ids"]
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{rootfs.CELL_ID} {uid} 1"), ("gid_map", f"{rootfs.CELL_ID} {gid} 1")):
+            _write(f"/proc/{pid}/{name}", text)
+        namespaces = {name: os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in NAMESPACES}
+        step = "attach to control group"
+        for path in request["attach"]:
+            _write(path, str(pid))
+        os.write(writing, b"g")
+    except OSError as error:
+        if pidfd >= 0:
+            os.close(pidfd)  # without the letter the child ends by itself
+        raise _Failed(step, error) from error
+    finally:
+        syscalls.set_dumpable(False)
+        os.close(reading)
+        os.close(writing)
+    return {"pid": pid, "namespaces": namespaces}, pidfd
+
+
+def _write(path: str, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)

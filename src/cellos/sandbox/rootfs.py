@@ -1,0 +1,173 @@
+"""The root that a cell sees: built on a fresh tmpfs, holding nothing of the host but the system below /usr and what was asked for.
+
+`build` runs inside the cell's own user and mount namespaces, before pivot_root. It tells its `step` callback what it is about to do, so
+that a failure can be named.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+
+from cellos.sandbox import syscalls
+from cellos.sandbox.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+
+CELL_ID = 1000
+"""User and group id inside every cell."""
+
+_SEALED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+_SCRATCH = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+
+DIRECTORIES = (
+    "usr", "etc", "dev", "dev/shm", "proc", "sys", "sys/devices", "sys/devices/system", "sys/devices/system/cpu", "work", "tmp", "var",
+    "var/tmp", "run", "home", "root", "mnt", "opt", ".empty",
+)  # fmt: skip
+MERGED_USR = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+
+ETC_FILES = {
+    "passwd": "cell:x:1000:1000::/work:/bin/sh\n",
+    "group": "cell:x:1000:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+    "hosts": "127.0.0.1 localhost cell\n::1 localhost\n",
+    "resolv.conf": "nameserver 127.0.0.1\n",
+    "hostname": "cell\n",
+}
+ETC_COPIED = ("ld.so.cache", "localtime", "ssl/openssl.cnf")
+ETC_BOUND = ("alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies")
+CPU_LIST = "sys/devices/system/cpu/online"
+"""The one file of /sys that libc reads, to count processors."""
+
+# The masked and read-only paths of the OCI runtime defaults, and the host's boot line and symbols.
+PROC_MASKED_FILES = (
+    "kcore", "keys", "key-users", "latency_stats", "timer_list", "timer_stats", "sched_debug", "kmsg", "kallsyms", "cmdline", "interrupts",
+)  # fmt: skip
+PROC_MASKED_DIRECTORIES = ("asound", "acpi", "scsi")
+PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
+
+Step = Callable[[str], None]
+
+
+def build(
+    *, work_bytes: int, work_inodes: int, tmp_bytes: int, tmp_inodes: int, shm_bytes: int, mounts: list[tuple[str, str, int]], step: Step
+) -> int:
+    """Build the root and make it `/`; returns the descriptor of the work directory's mount, which outlives the cell.
+
+    `mounts`: (source, target, tree) read-only mounts; `tree` is a detached mount made by someone who may look up the source, or -1.
+    Raises OSError.
+    """
+    step("stop mount propagation")
+    syscalls.stop_propagation()
+    step("new root")
+    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size="4m", nr_inodes="2048", mode="755"), "/tmp")
+    os.chdir("/tmp")
+    for path in DIRECTORIES:
+        os.mkdir(path)
+    for link in MERGED_USR:
+        if os.path.islink("/" + link):
+            os.symlink("usr/" + link, link)
+    step("mount /usr")
+    syscalls.bind("/usr", "usr", _SEALED)
+    _build_etc(step)
+    step("make /dev")
+    for name in DEVICES:
+        _touch("dev/" + name)
+        syscalls.bind("/dev/" + name, "dev/" + name, 0)  # nodev would make the node useless
+    for name, target in DEVICE_LINKS.items():
+        os.symlink(target, "dev/" + name)
+    _mount_proc(step)
+    step("mount /work, /tmp, /dev/shm")
+    work = syscalls.new_mount("tmpfs", _SCRATCH, size=str(work_bytes), nr_inodes=str(work_inodes), mode="700")
+    syscalls.attach_mount(work, "work")
+    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(tmp_bytes), nr_inodes=str(tmp_inodes), mode="1777"), "tmp")
+    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(shm_bytes), nr_inodes=str(tmp_inodes), mode="1777"), "dev/shm")
+    os.rmdir("var/tmp")
+    os.symlink("/tmp", "var/tmp")
+    for source, target, tree in mounts:
+        step(f"mount {source} at {target}")
+        if tree < 0:
+            tree = syscalls.clone_tree(source, _SEALED)
+        _make_mount_point(tree, target)
+        _attach(tree, target[1:])
+    step("forbid user namespaces")  # through the old /proc: the new one is read-only there
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("0")
+    step("pivot_root")
+    syscalls.pivot_here()
+    syscalls.make_read_only("/")
+    return work
+
+
+def _attach(mount: int, path: str) -> None:
+    try:
+        syscalls.attach_mount(mount, path)
+    finally:
+        os.close(mount)
+
+
+def _touch(path: str, content: bytes = b"") -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    try:
+        if content:
+            os.write(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
+def _build_etc(step: Step) -> None:
+    step("build /etc")
+    for name in ("etc/ssl", "etc/pki", "etc/pki/tls", "etc/pki/ca-trust"):
+        os.mkdir(name)
+    for name, text in ETC_FILES.items():
+        _touch("etc/" + name, text.encode())
+    for name in ETC_COPIED:
+        content = _read("/etc/" + name)
+        if content is not None:
+            _touch("etc/" + name, content)
+    cpus = _read("/" + CPU_LIST)
+    if cpus is not None:
+        _touch(CPU_LIST, cpus)
+    for name in ETC_BOUND:
+        if os.path.isdir("/etc/" + name):
+            os.mkdir("etc/" + name)
+            syscalls.bind("/etc/" + name, "etc/" + name, _SEALED)
+
+
+def _read(path: str) -> bytes | None:
+    """The content of a public file of the host, or None where it has none."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+def _mount_proc(step: Step) -> None:
+    step("mount /proc")
+    syscalls.attach_mount(proc := syscalls.new_mount("proc", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC), "proc")
+    os.close(proc)
+    step("mask parts of /proc")
+    for name in PROC_READ_ONLY:
+        path = "proc/" + name
+        if os.path.exists(path):
+            syscalls.bind(path, path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+    for name in PROC_MASKED_FILES:
+        path = "proc/" + name
+        if os.path.exists(path):
+            syscalls.bind("dev/null", path, 0)
+    for name in PROC_MASKED_DIRECTORIES:
+        path = "proc/" + name
+        if os.path.isdir(path):
+            syscalls.bind(".empty", path, _SEALED)
+
+
+def _make_mount_point(tree: int, target: str) -> None:
+    """Below /usr the place must exist already; elsewhere it is made, as the kind of thing that will be mounted."""
+    place = target[1:]
+    if os.path.exists(place):
+        return
+    os.makedirs(os.path.dirname(place), exist_ok=True)
+    if stat.S_ISDIR(os.fstat(tree).st_mode):
+        os.mkdir(place)
+    else:
+        _touch(place)
