@@ -1,0 +1,133 @@
+"""The demo: a benign and a hostile program, each in a cell; what each tried, what it got, and the verified record of it.
+
+Everything here is done with the commands that users have, `cellos run` and `cellos events`. scripts/demo runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+
+PROGRAMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
+
+
+class DemoError(Exception):
+    """Something that the demo promises did not happen."""
+
+
+def title(text: str) -> None:
+    print(f"\n── {text} " + "─" * max(0, 90 - len(text)), flush=True)
+
+
+def indented(text: str) -> None:
+    for line in text.splitlines():
+        print("  " + line, flush=True)
+
+
+def call(cellos: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`cellos ARGUMENTS` in the directory of the programs."""
+    print(f"$ cellos {shlex.join(arguments)}", flush=True)
+    return subprocess.run(
+        [cellos, *arguments], cwd=PROGRAMS, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def run(cellos: str, *arguments: str) -> dict[str, object]:
+    """`cellos run --json`: shows what the command printed, returns the report."""
+    done = call(cellos, "run", "--json", *arguments)
+    report: dict[str, object] = {}
+    for stream in (done.stdout, done.stderr):
+        for line in stream.splitlines():
+            if line.startswith("{") and '"runId"' in line:
+                report = json.loads(line)
+            else:
+                indented(line)
+    if not report:
+        call_doctor = subprocess.run([cellos, "doctor"], stdin=subprocess.DEVNULL, check=False)
+        raise DemoError(
+            f"no cell was run (exit {done.returncode}); cellos doctor says above what is missing (exit {call_doctor.returncode})"
+        )
+    return report
+
+
+def show_events(cellos: str, path: str, *, expect_sound: bool) -> None:
+    done = call(cellos, "events", path)
+    indented(done.stdout + done.stderr)
+    if (done.returncode == 0) != expect_sound:
+        raise DemoError(f"`cellos events` exited {done.returncode}, the chain should {'be sound' if expect_sound else 'be broken'}")
+
+
+def living(name: str) -> list[int]:
+    """Processes of the whole host that carry `name` in their arguments."""
+    found = []
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                if name.encode() in file.read().split(b"\0") and int(process) != os.getpid():
+                    found.append(int(process))
+        except OSError:
+            continue  # it ended meanwhile, or is hidden from us
+    return found
+
+
+def show_benign(cellos: str, scratch: str) -> None:
+    title("A benign program does its work")
+    brought = os.path.join(scratch, "report.json")
+    report = run(cellos, "--here", "--out", f"report.json:{brought}", "--", "python3", "benign.py")
+    if report["exitCode"] != 0 or not os.path.exists(brought):
+        raise DemoError("the benign program did not finish its work")
+    with open(brought, encoding="utf-8") as file:
+        indented(f"brought out of the cell: {file.read()}")
+    show_events(cellos, str(report["events"]), expect_sound=True)
+
+
+def show_hostile(cellos: str, scratch: str) -> None:
+    title("A hostile program tries to get out")
+    daemon = f"cellos-demo-daemon-{os.getpid()}"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        print(f"(the host listens on 127.0.0.1:{port} meanwhile)")
+        report = run(cellos, "--here", "--", "python3", "hostile.py", str(port), daemon)
+    if report["exitCode"] != 0:
+        raise DemoError("an attempt of the hostile program got through")
+    survivors = living(daemon)
+    if survivors:
+        raise DemoError(f"the daemon of the hostile program lives: {survivors}")
+    indented("after the end: its daemon is gone too")
+    path = str(report["events"])
+    show_events(cellos, path, expect_sound=True)
+
+    title("The record shows whether somebody changed it")
+    forged = os.path.join(scratch, "forged.jsonl")
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    with open(forged, "w", encoding="utf-8") as file:
+        file.write(re.sub(r"hostile\.py", "harmless.py", text))
+    print("(a copy, in which hostile.py is called harmless.py)")
+    show_events(cellos, forged, expect_sound=False)
+    print(f"\nThe true record stays: {path}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run a benign and a hostile program in cells and show the record.")
+    parser.add_argument("--cellos", default="cellos", help="the command to use")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="cellos-demo-") as scratch:
+        try:
+            show_benign(options.cellos, scratch)
+            show_hostile(options.cellos, scratch)
+        except DemoError as error:
+            print(f"demo: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
