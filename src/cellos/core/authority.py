@@ -42,11 +42,12 @@ def capability_of(authority: Authority) -> Capability:
 
 def capability_excess(child: Capability, parent: Capability) -> Excess | None:
     """The first egress rule, then the first secret, of `child` that `parent` lacks; fields as in Capability."""
-    allowed = {egress_key(rule) for rule in parent.egress_rules}
+    reachable = {egress_key(rule) for rule in parent.egress_rules}
     for rule in child.egress_rules:
-        if egress_key(rule) not in allowed:
+        if egress_key(rule) not in reachable:
             return Excess("egressRules", _egress_text(rule))
-    return next((Excess("secretRefs", ref) for ref in child.secret_refs if ref not in parent.secret_refs), None)
+    granted = frozenset(parent.secret_refs)
+    return next((Excess("secretRefs", ref) for ref in child.secret_refs if ref not in granted), None)
 
 
 def narrowing_excess(child: CellSpec, parent: CellSpec, *, defaults: Limits) -> Excess | None:
@@ -60,34 +61,52 @@ def narrowing_excess(child: CellSpec, parent: CellSpec, *, defaults: Limits) -> 
 def _excesses(child: CellSpec, parent: CellSpec, defaults: Limits) -> Iterator[Excess]:
     if excess := capability_excess(capability_of(child.authority), capability_of(parent.authority)):
         yield excess._replace(field=f"spec.authority.{excess.field}")
-    names = _names(parent)
+    names = NameSet(_names(parent))
     for name in _names(child):
-        if not covers_name(names, name):
+        if not names.covers(name):
             yield Excess("spec.authority.dnsAuthority.hostnameAllowlist", name)
-    mounts = _mounts(parent)
+    mounts = MountSet(_mounts(parent))
     for mount in _mounts(child):
-        if not covers_mount(mounts, mount):
+        if not mounts.covers(mount):
             yield Excess("spec.authority.filesystem.mounts", f"{mount.source} ({mount.mode})")
     yield from _limit_excesses(_limits(child, defaults), _limits(parent, defaults))
     if child.lifetime.ttl_seconds > parent.lifetime.ttl_seconds:
         yield Excess("spec.lifetime.ttlSeconds", str(child.lifetime.ttl_seconds))
 
 
-def covers_name(allowlist: Iterable[str], name: str) -> bool:
-    """Whether every host that the allow-list entry `name` matches is matched by an entry of `allowlist`.
+class NameSet:
+    """The hosts that an allow-list matches. `*.x` matches one or more labels before `x`, never `x` itself."""
 
-    `*.x` matches one or more labels before `x`, never `x` itself; so it covers `a.x` and `*.a.x`.
-    """
-    wanted = ascii_lower(name)
-    return any(wanted == entry or (entry.startswith("*.") and wanted.endswith(entry[1:])) for entry in map(ascii_lower, allowlist))
+    def __init__(self, allowlist: Iterable[str]) -> None:
+        self._entries = frozenset(map(ascii_lower, allowlist))
+
+    def covers(self, entry: str) -> bool:
+        """Whether every host that `entry`, a name or a wildcard, matches is in the set: `*.x` covers `a.x` and `*.a.x`."""
+        wanted = ascii_lower(entry)
+        if wanted in self._entries:
+            return True
+        while wanted := wanted.partition(".")[2]:
+            if f"*.{wanted}" in self._entries:
+                return True
+        return False
 
 
-def covers_mount(mounts: Iterable[Mount], mount: Mount) -> bool:
-    """Whether one of `mounts` gives access to the same source or one above it, in a mode that is no narrower. Targets do not matter."""
-    return any(
-        (mount.source == held.source or mount.source.startswith(f"{held.source}/")) and (held.mode == "rw" or mount.mode == "ro")
-        for held in mounts
-    )
+class MountSet:
+    """The files of the host that mounts give access to, and in which mode. Where they appear in the cell does not matter."""
+
+    def __init__(self, mounts: Iterable[Mount]) -> None:
+        self._writable: dict[str, bool] = {}
+        for mount in mounts:
+            self._writable[mount.source] = mount.mode == "rw" or self._writable.get(mount.source, False)
+
+    def covers(self, mount: Mount) -> bool:
+        """Whether the same source or one above it is there in a mode that is no narrower."""
+        source = mount.source
+        while source:
+            if (writable := self._writable.get(source)) is not None and (writable or mount.mode == "ro"):
+                return True
+            source = source.rpartition("/")[0]
+        return False
 
 
 def _limit_excesses(child: Limits, parent: Limits) -> Iterator[Excess]:

@@ -62,6 +62,8 @@ def compact_form(part: cell.Wire) -> dict[str, object]:
         if value is None or (name in defaults and value == defaults[name]):
             continue
         form[wire_name] = _compact(value)
+    if isinstance(part, cell.Mount) and part.target == part.source:
+        del form["target"]
     return form
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from cellos.core.documents.execution_cell import API_VERSION, KIND, U64_MAX, Authority, EgressRule, ExecutionCell, HttpTarget
+from cellos.core.documents.execution_cell import API_VERSION, KIND, U64_MAX, EgressRule, ExecutionCell, HttpTarget
 from cellos.core.documents.identifiers import (
     FQDN,
     FQDN_RULE,
@@ -84,8 +84,8 @@ def _portable(value: str | None, text_path: str, path: str) -> Faults:
         yield Fault(f"{text_path} {PORTABLE_RULE}", path)
 
 
-def _secret_refs(document: ExecutionCell) -> tuple[str, ...]:
-    return document.spec.authority.secret_refs or ()
+def _secret_refs(document: ExecutionCell) -> frozenset[str]:
+    return frozenset(document.spec.authority.secret_refs or ())
 
 
 def _egress_rules(document: ExecutionCell) -> tuple[EgressRule, ...]:
@@ -119,7 +119,7 @@ def _tenant(document: ExecutionCell) -> Faults:
 
 
 def _secret_names(document: ExecutionCell) -> Faults:
-    for index, name in enumerate(_secret_refs(document)):
+    for index, name in enumerate(document.spec.authority.secret_refs or ()):
         yield from _portable(name, "authority.secretRefs[]", f"spec.authority.secretRefs[{index}]")
 
 
@@ -297,6 +297,8 @@ def _derivation(document: ExecutionCell) -> Faults:
 
 def _export_targets(document: ExecutionCell) -> Faults:
     export = document.spec.export
+    granted = _secret_refs(document)
+    reachable = {(ascii_lower(rule.host), rule.port) for rule in _egress_rules(document)}
     seen: set[str] = set()
     for index, target in enumerate((export and export.targets) or ()):
         path = f"spec.export.targets[{index}]"
@@ -305,15 +307,15 @@ def _export_targets(document: ExecutionCell) -> Faults:
         if target.name in seen:
             yield Fault(f"duplicate export target name {name}", f"{path}.name")
         seen.add(target.name)
-        if target.secret_ref is not None and target.secret_ref not in _secret_refs(document):
+        if target.secret_ref is not None and target.secret_ref not in granted:
             yield Fault(
                 f"export target {name} secretRef {quoted(target.secret_ref)} must appear in authority.secretRefs", f"{path}.secretRef"
             )
         if isinstance(target, HttpTarget):
-            yield from _http_target(target, f"{path}.baseUrl", document.spec.authority)
+            yield from _http_target(target, f"{path}.baseUrl", reachable)
 
 
-def _http_target(target: HttpTarget, path: str, authority: Authority) -> Faults:
+def _http_target(target: HttpTarget, path: str, reachable: set[tuple[str, int]]) -> Faults:
     from cellos.core.documents.base_url import BaseUrlError, parse_base_url
 
     try:
@@ -321,8 +323,7 @@ def _http_target(target: HttpTarget, path: str, authority: Authority) -> Faults:
     except BaseUrlError as error:
         yield Fault(f"spec.export.targets[].baseUrl {error}", path)
         return
-    rules = authority.egress_rules
-    if rules and not any(rule.port == url.port and ascii_lower(rule.host) == url.host for rule in rules):
+    if reachable and (url.host, url.port) not in reachable:
         yield Fault(f"http export target {quoted(target.name)} host {url.host}:{url.port} must appear in authority.egressRules", path)
 
 
@@ -380,6 +381,10 @@ _OWN_TREES = ("/proc", "/dev", "/sys", "/etc")
 _OWN_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/work", "/tmp")  # noqa: S108 - names, never opened
 
 
+# PATH_MAX of Linux counts the final NUL.
+_PATH_MAX = 4095
+
+
 def _mounts(document: ExecutionCell) -> Faults:
     text = "authority.filesystem.mounts[]"
     filesystem = document.spec.authority.filesystem
@@ -392,6 +397,8 @@ def _mounts(document: ExecutionCell) -> Faults:
                     f"{text}.{name} {quoted(value)} must be an absolute path below '/' without '.', '..', '//', a trailing '/' or NUL",
                     f"{path}.{name}",
                 )
+            if len(value.encode(errors="surrogatepass")) > _PATH_MAX:
+                yield Fault(f"{text}.{name} is longer than {_PATH_MAX} bytes, the most that Linux takes", f"{path}.{name}")
         target = mount.target
         if target in _OWN_DIRECTORIES or any(target == tree or target.startswith(f"{tree}/") for tree in _OWN_TREES):
             yield Fault(

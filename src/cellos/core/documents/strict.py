@@ -53,8 +53,7 @@ def decode(raw: bytes) -> object:
     except json.JSONDecodeError as error:
         _refuse(text, error.pos, _reason(text, error))
     except _DuplicateError:
-        path = _duplicate(_EVERY_MEMBER.decode(text), "")
-        raise SpecSyntaxError(f"{path} is given more than once", path=path or "") from None
+        _refuse_duplicate(text)
     except _ConstantError:
         at, word = next((found.start(), found[0]) for found in _LEXEME.finditer(text) if found[0].endswith(("Infinity", "NaN")))
         _refuse(text, at, f"{word} is not a JSON value")
@@ -126,6 +125,15 @@ def _constant(_word: str) -> NoReturn:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_members, parse_int=_integer, parse_constant=_constant)
 _EVERY_MEMBER = json.JSONDecoder(object_pairs_hook=_Members, parse_int=_integer, parse_constant=lambda _word: None)
+
+
+def _refuse_duplicate(text: str) -> NoReturn:
+    try:
+        path = _duplicate(_EVERY_MEMBER.decode(text), "")
+    except json.JSONDecodeError as error:
+        # The first look did not come as far as this.
+        _refuse(text, error.pos, _reason(text, error))
+    raise SpecSyntaxError(f"{path} is given more than once", path=path or "") from None
 
 
 def _duplicate(value: object, path: str) -> str | None:
