@@ -3,7 +3,7 @@
 `data.chain` of event n is `{"seq": n, "prev": P}`. P is the sha256 of the canonical bytes of event n-1, in hex. For event 0 it is the
 sha256 of the lines `cellos-chain-v1`, run id, spec hash (hex) and nonce, joined by line feeds, and the chain has the `nonce` too.
 The last event, `destroyed`, has `count`, the number of events including itself. Signed or not, the canonical bytes are those of the
-event itself, never of the envelope around it.
+event itself, never of the envelope around it. `verify` (beside this module) reads such a record.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import Any
 
-from cellos.core.events import DESTROYED, Event, canonical_bytes, parse_event
+from cellos.core.events import canonical_bytes, parse_event
 from cellos.errors import EvidenceError
 
 VERSION = "cellos-chain-v1"
@@ -25,7 +25,7 @@ def digest(line: bytes) -> str:
 
 def genesis(run_id: str, spec_hash: str, nonce: str) -> str:
     """What event 0 names as its predecessor."""
-    return digest("\n".join((VERSION, run_id, spec_hash, nonce)).encode())
+    return digest(f"{VERSION}\n{run_id}\n{spec_hash}\n{nonce}".encode())
 
 
 class Chain:
@@ -74,6 +74,3 @@ class Chain:
         self.seq += 1
         self.prev = digest(line)
         self._nonce = None
-
-
-__all__ = ["DESTROYED", "Chain", "Event", "digest", "genesis"]

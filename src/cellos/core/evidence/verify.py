@@ -1,0 +1,370 @@
+"""Check a record of events against its chains and name what is wrong with it.
+
+A record is JSON lines, possibly of several runs, interleaved; each run is checked on its own. Lines are read once and in order, and a run
+takes the same small memory however long it is.
+
+What a chain shows: any change to an event that another one follows, and any event that was left out, moved, repeated or added. What it
+cannot show alone: a change to the last event and a tail that was cut off, since nothing follows them; and a record that was rewritten from
+its first line on. The first two show when the digest of the last event is known from elsewhere (`heads`), all of them by signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeGuard
+
+from cellos.core.events import DESTROYED, STARTED, Event, canonical_bytes, read_line
+from cellos.core.evidence.chain import digest, genesis
+from cellos.errors import EvidenceError
+
+MAX_LINE_BYTES = 1 << 20
+"""Longer lines are no events: no sink of ours writes them."""
+_RECENT = 64
+"""How many runs are searched for the one that a stray event was taken from. It only serves a better text, so it must stay cheap."""
+_HEX = frozenset("0123456789abcdef")
+
+Kind = Literal[
+    "malformed",  # not an event, or a link that no writer of ours makes
+    "truncated",  # the record stops within its last line, or before the event that `heads` names
+    "edited",  # an event is not the one that was recorded
+    "deleted",  # events are missing
+    "reordered",  # an event stands later than it was written
+    "duplicated",  # an event number comes twice
+    "spliced",  # an event of a run that is otherwise not in this record
+    "forged start",  # event 0 was not made for this run and this spec
+    "after the end",  # an event follows `destroyed`
+    "wrong count",  # `destroyed` counts other than its place says
+]
+State = Literal[
+    "verified",  # complete, every link fits
+    "unfinished",  # every link fits, but there is no `destroyed` (yet)
+    "broken",
+    "unchained",  # no event carries a link: nothing can be checked
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """One thing that is wrong. `line` counts from 1; `text` is a clause about that line."""
+
+    kind: Kind
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.kind}: {self.text}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """What is known of one run. `first` and `last` are the digests of its first and last event; `fault` is the first one."""
+
+    cell_id: str
+    run_id: str
+    spec_id: str | None
+    spec_hash: str | None
+    state: State
+    events: int
+    first: str | None
+    last: str | None
+    start_checked: bool
+    """Event 0 fits the run id and the spec hash. False also where the record has no spec hash to check it with."""
+    fault: Fault | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Of a whole record. `faults` are of lines that belong to no run; `loose` counts the events that are of no run and carry no chain."""
+
+    runs: tuple[RunReport, ...]
+    faults: tuple[Fault, ...]
+    loose: int
+
+    @property
+    def verified(self) -> bool:
+        """Every run is complete, every link fits, and there is nothing else in the record."""
+        return bool(self.runs) and not self.faults and all(run.state == "verified" for run in self.runs)
+
+
+def verify(lines: Iterable[bytes], *, heads: Mapping[str, str] | None = None) -> Report:
+    """Check a record. `heads`: run id to the digest of its last event, where it is known from elsewhere."""
+    verifier = Verifier()
+    for line in lines:
+        verifier.feed(line)
+    return verifier.finish(heads=heads)
+
+
+class Verifier:
+    """`verify`, a line at a time."""
+
+    def __init__(self) -> None:
+        self._line = 0
+        self._runs: list[_Run] = []
+        self._current: dict[tuple[str, str], list[_Run]] = {}
+        self._faults: list[Fault] = []
+        self._loose = 0
+        self._unended_bad_line = False
+
+    def feed(self, line: bytes) -> int | None:
+        """Take the next line, with or without its line feed. Gives the index in `Report.runs` of the run it was counted to, if any."""
+        self._line += 1
+        ended = line.endswith(b"\n")
+        body = line[:-1] if ended else line
+        self._unended_bad_line = False
+        try:
+            if len(body) > MAX_LINE_BYTES:
+                raise EvidenceError(f"not an event: longer than {MAX_LINE_BYTES} bytes")
+            event, envelope, ours = read_line(body)
+        except EvidenceError as error:
+            self._unended_bad_line = not ended
+            self._bad_line(error.text)
+            return None
+        cell_id, run_id = event.members.get("cellId"), event.members.get("runId")
+        link = event.members.get("chain")
+        if not isinstance(cell_id, str) or not isinstance(run_id, str):
+            if link is None:
+                self._loose += 1
+            else:
+                self._bad_line("an event with a chain, but without the cellId and runId it belongs to")
+            return None
+        read = _Read(
+            line=self._line,
+            event=event,
+            link=_parse_link(link, event),
+            digest=digest(body if ours and envelope is None else canonical_bytes(event)),
+        )
+        run = self._run_of(cell_id, run_id, read)
+        if not ours:
+            run.fail("edited", self._line, "not in the form in which events are written, so it was rewritten since")
+        if link is None:
+            run.note_unlinked(read)
+        else:
+            run.take(read, bad_line=self._faults[-1].line if self._faults else 0)
+        return run.index
+
+    def finish(self, *, heads: Mapping[str, str] | None = None) -> Report:
+        """There are no more lines."""
+        if self._unended_bad_line:
+            last = self._faults[-1]
+            self._faults[-1] = replace(last, kind="truncated", text=f"the record stops within this line ({last.text})")
+        known = heads or {}
+        several = len(self._runs) > 1
+        return Report(
+            runs=tuple(run.report(head=known.get(run.run_id), several=several) for run in self._runs),
+            faults=tuple(self._faults),
+            loose=self._loose,
+        )
+
+    def _bad_line(self, text: str) -> None:
+        self._faults.append(Fault(kind="malformed", line=self._line, text=text))
+
+    def _run_of(self, cell_id: str, run_id: str, read: _Read) -> _Run:
+        key = (cell_id, run_id)
+        runs = self._current.get(key, [])
+        for run in runs:
+            if read.link is not None and run.head == read.link.prev:
+                return run
+        # A run id may be used again, since people set it; the second run has an event 0 of its own.
+        again = bool(runs) and read.link is not None and read.link.seq == 0 and runs[-1].is_other_start(read)
+        if runs and not again:
+            return runs[-1]
+        new = _Run(len(self._runs), cell_id, run_id)
+        if read.link is not None and read.link.seq > 0:
+            for other in self._runs[-_RECENT:]:
+                if other.head == read.link.prev and not other.closed:
+                    other.fail("edited", read.line, f"follows this run by its chain, but says it is of cell {cell_id}, run {run_id}")
+        self._runs.append(new)
+        self._current[key] = [run for run in runs[-1:] if not run.closed] + [new]
+        return new
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    seq: int
+    prev: str
+    nonce: str | None
+    count: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    line: int
+    event: Event
+    link: _Link | None
+    digest: str
+
+
+class _Run:
+    """The checks of one run, in a fixed amount of memory."""
+
+    def __init__(self, index: int, cell_id: str, run_id: str) -> None:
+        self.index, self.cell_id, self.run_id = index, cell_id, run_id
+        self.spec_id: str | None = None
+        self.spec_hash: str | None = None
+        self._unlinked_line = 0
+        self.head: str | None = None
+        self.closed_line = 0
+        self._fault: Fault | None = None
+        self._events = 0
+        self._chained = 0
+        self._first: tuple[_Link | None, str, str, int] | None = None
+        self._next = 0
+        self._last_line = 0
+        self._missing = range(0)
+        self._start_checked = False
+        self._doubted = False
+
+    @property
+    def closed(self) -> bool:
+        return self.closed_line > 0
+
+    def is_other_start(self, read: _Read) -> bool:
+        """An event 0 that is not this run's, while this run has one."""
+        if self._first is None or self._first[0] is None or self._first[0].seq != 0:
+            return False
+        return read.event.id != self._first[1] and read.link is not None and read.link.nonce != self._first[0].nonce
+
+    def fail(self, kind: Kind, line: int, text: str) -> None:
+        """Note a fault. The first one stays: what comes after it may only be its consequence."""
+        if self._fault is None:
+            self._fault = Fault(kind=kind, line=line, text=text)
+
+    def take(self, read: _Read, *, bad_line: int) -> None:
+        """The next event that claims to be of this run. `bad_line`: the last line of the record that belongs to nobody."""
+        event, link = read.event, read.link
+        self._chained += 1
+        self._note(event)
+        if self._first is None:
+            self._first = (link, event.id, read.digest, read.line)
+        if link is None:
+            self.fail("malformed", read.line, "its chain is not one that we write")
+            self._follow(read, self._next)
+        elif self._place(read, link, bad_line):
+            self._follow(read, link.seq if link.prev != self.head else self._next)
+        if event.type == STARTED:
+            self._check_start(event)
+        if event.type == DESTROYED and not self.closed:
+            self.closed_line = read.line
+            if link is not None and link.count != link.seq + 1:
+                self.fail("wrong count", read.line, f"destroyed counts {link.count} events, but is event {link.seq} counted from 0")
+
+    def note_unlinked(self, read: _Read) -> None:
+        """An event of this run without a chain."""
+        self._unlinked_line = self._unlinked_line or read.line
+        self._note(read.event)
+
+    def report(self, *, head: str | None, several: bool) -> RunReport:
+        if self._chained and self._unlinked_line:
+            self.fail("edited", self._unlinked_line, "carries no chain, although other events of its run do")
+        if head is not None and self._chained and head != self.head:
+            if self.closed:
+                self.fail("edited", self._last_line, f"the last event has the digest {self.head}, not {head}")
+            else:
+                self.fail("truncated", self._last_line, f"the record stops after this line, before the event with the digest {head}")
+        fault = self._fault
+        if fault is not None and fault.kind == "deleted" and self._events == 1 and several and fault.line > 1:
+            fault = replace(fault, kind="spliced", text=f"{fault.text}: of this run, there is nothing else in the record")
+        state: State = "unchained"
+        if fault is not None:
+            state = "broken"
+        elif self._chained:
+            state = "verified" if self.closed else "unfinished"
+        return RunReport(
+            cell_id=self.cell_id,
+            run_id=self.run_id,
+            spec_id=self.spec_id,
+            spec_hash=self.spec_hash,
+            state=state,
+            events=self._events,
+            first=self._first[2] if self._first else None,
+            last=self.head,
+            start_checked=self._start_checked,
+            fault=fault,
+        )
+
+    def _note(self, event: Event) -> None:
+        self._events += 1
+        spec_id = event.members.get("specId")
+        if self.spec_id is None and isinstance(spec_id, str):
+            self.spec_id = spec_id
+
+    def _follow(self, read: _Read, seq: int) -> None:
+        self._next, self.head, self._last_line = seq + 1, read.digest, read.line
+
+    def _place(self, read: _Read, link: _Link, bad_line: int) -> bool:
+        """Compare the link with where the run stands. True: the run goes on from this event."""
+        line, seq, expected = read.line, link.seq, self._next
+        doubted, self._doubted = self._doubted, False
+        if seq in self._missing:
+            if self._fault is not None and self._fault.kind == "deleted":
+                self._fault = Fault(kind="reordered", line=line, text=f"event {seq} comes after event {expected - 1}")
+            return False
+        if self.closed:
+            if seq < expected:
+                self.fail("duplicated", line, f"event {seq} was there before")
+            else:
+                self.fail("after the end", line, f"event {seq} comes after destroyed, which is in line {self.closed_line}")
+            return False
+        if self.head is None:
+            if seq > 0:
+                self._missing = range(seq)
+                self.fail("deleted", line, f"the run begins with event {seq}: {_events(0, seq - 1)} missing")
+            return True
+        if link.prev == self.head:
+            if seq != expected:
+                self.fail("edited", line, f"says it is event {seq}, but is event {expected} by its chain")
+            return True
+        if seq == expected:
+            if doubted:
+                # Neither what is before it nor what is after it fits: it is the odd one out, not the event before it.
+                text = f"fits neither the event before it nor the one after it, line {line}"
+                self._fault = Fault(kind="edited", line=self._last_line, text=text)
+            elif self._fault is None:
+                self.fail("edited", self._last_line, f"has the digest {self.head}, but line {line} was written after one with {link.prev}")
+                self._doubted = True
+            return True
+        if seq > expected:
+            if bad_line > self._last_line:
+                self.fail("malformed", bad_line, f"is not an event, and {_events(expected, seq - 1)} missing before line {line}")
+            else:
+                self.fail("deleted", line, f"{_events(expected, seq - 1)} missing before it")
+            self._missing = range(expected, seq)
+            return True
+        self.fail("duplicated", line, f"event {seq} was there before")
+        return False
+
+    def _check_start(self, event: Event) -> None:
+        spec_hash = event.members.get("specHash")
+        if self.spec_hash is not None or not _is_digest(spec_hash) or self._first is None:
+            return
+        self.spec_hash = spec_hash
+        link, _, _, line = self._first
+        if link is None or link.seq != 0:
+            return
+        if link.nonce is None or link.prev != genesis(self.run_id, spec_hash, link.nonce):
+            self.fail("forged start", line, f"event 0 was not made for run {self.run_id} and spec hash {spec_hash}")
+        else:
+            self._start_checked = True
+
+
+def _parse_link(link: object, event: Event) -> _Link | None:
+    """None for anything that `Chain.link` does not make."""
+    if not isinstance(link, dict):
+        return None
+    seq, prev, nonce, count = link.get("seq"), link.get("prev"), link.get("nonce"), link.get("count")
+    if type(seq) is not int or seq < 0 or not _is_digest(prev) or link.keys() - {"seq", "prev", "nonce", "count"}:
+        return None
+    if (seq == 0) != ("nonce" in link) or ("nonce" in link and not _is_digest(nonce)):
+        return None
+    if ("count" in link and type(count) is not int) or ("count" in link and event.type != DESTROYED):
+        return None
+    return _Link(seq, prev, nonce, count)
+
+
+def _is_digest(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) == 64 and _HEX.issuperset(value)
+
+
+def _events(first: int, last: int) -> str:
+    return f"event {first} is" if first == last else f"events {first} to {last} are"
