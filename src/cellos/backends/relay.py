@@ -147,10 +147,15 @@ class _Inflow:
 class Process(Protocol):
     """What the loop needs to know of a running command."""
 
-    pidfd: int
-    """Readable once nothing of the command runs any more."""
-    control: int | None
-    """Another descriptor to read from, or None."""
+    @property
+    def pidfd(self) -> int:
+        """Readable once nothing of the command runs any more."""
+        ...
+
+    @property
+    def control(self) -> int | None:
+        """Another descriptor to read from, or None."""
+        ...
 
     def on_control(self) -> None:
         """`control` is readable."""
@@ -262,11 +267,8 @@ class Relay:
 
     def _poll(self, process: Process, *, gone: bool, stopping: bool, timeout: int | None) -> set[int] | None:
         """Wait for anything, move what can be moved, return what was ready; None when all is over."""
-        flows = {}
-        for flow in (*self._outflows, *([self._inflow] if self._inflow else [])):
-            wanted = flow.wants()
-            if wanted:
-                flows[flow] = wanted
+        all_flows: list[_Outflow | _Inflow] = [*self._outflows, *([self._inflow] if self._inflow else [])]
+        flows = {flow: wanted for flow in all_flows if (wanted := flow.wants())}
         if gone and not flows:
             return None
         poll = select.poll()

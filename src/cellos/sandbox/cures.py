@@ -4,52 +4,37 @@ from __future__ import annotations
 
 import errno
 
-_CURES: dict[str, tuple[tuple[int, ...], str]] = {
-    "clone3": (
-        (errno.EPERM, errno.ENOSPC, errno.EUSERS, errno.ENOSYS, errno.EINVAL, errno.EACCES),
-        "allow user namespaces: sysctl user.max_user_namespaces=10000, kernel.unprivileged_userns_clone=1 (Debian), "
-        "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, allow clone3 in its seccomp profile",
-    ),
-    "map ids": (
-        (errno.EPERM, errno.EACCES),
-        "let the process write uid_map: keep CAP_SETUID and CAP_SETGID when running as root, and do not run under no_new_privs with AppArmor",
-    ),
-    "attach to control group": (
-        (errno.EACCES, errno.EPERM, errno.EBUSY),
-        "run as root or in a control group delegated to this user (Delegate=yes)",
-    ),
-    "bring up loopback": (
-        (errno.EPERM, errno.EACCES),
-        "load the AppArmor or SELinux policy that allows capabilities inside user namespaces",
-    ),
-    "new root": (
-        (errno.EPERM, errno.EACCES, errno.ENOSYS),
-        "needs Linux 5.12 or later with the mount API (fsopen, move_mount) allowed inside user namespaces",
-    ),
-    "mount /usr": (
-        (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EINVAL),
-        "needs Linux 5.12 or later with open_tree and mount_setattr allowed",
-    ),
-    "mount /proc": (
-        (errno.EPERM,),
-        "something is mounted over part of /proc, as in most containers: run on the host, or start the container with an unmasked /proc "
-        "(docker: --security-opt systempaths=unconfined)",
-    ),
-    "pivot_root": ((errno.EPERM, errno.ENOSYS, errno.EINVAL), "allow pivot_root; it does not work from an initramfs root"),
-    "forbid user namespaces": (
-        (errno.EPERM, errno.EACCES, errno.ENOENT, errno.EROFS),
-        "make /proc/sys/user writable: /proc/sys must not be mounted read-only",
-    ),
-    "empty the session keyring": ((errno.ENOSYS, errno.EPERM), "allow keyctl, in a container by its seccomp profile"),
-    "restrict with Landlock": (
-        (errno.ENOSYS, errno.EOPNOTSUPP),
-        "needs Linux 5.13 or later with Landlock: build with CONFIG_SECURITY_LANDLOCK=y and boot with lsm=landlock,… in front",
-    ),
-    "install the seccomp filter": ((errno.EINVAL, errno.ENOSYS, errno.EPERM), "needs a kernel with CONFIG_SECCOMP_FILTER=y"),
+CURES = {
+    "clone3": "allow user namespaces: sysctl user.max_user_namespaces=10000, kernel.unprivileged_userns_clone=1 (Debian), "
+    "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, allow clone3 in its seccomp profile",
+    "map ids": "as root keep CAP_SETUID and CAP_SETGID; as another user let AppArmor or SELinux allow user namespaces",
+    "attach to control group": "run as root, or in a control group delegated to this user (systemd-run --user --scope -p Delegate=yes)",
+    "close_range": "needs Linux 5.9 or later",
+    "bring up loopback": "let AppArmor or SELinux allow capabilities inside user namespaces",
+    "set the host name": "let AppArmor or SELinux allow capabilities inside user namespaces",
+    "stop mount propagation": "let AppArmor or SELinux allow mounts inside user namespaces",
+    "new root": "needs Linux 5.12 or later, with fsopen and move_mount allowed inside user namespaces",
+    "mount /usr": "needs Linux 5.12 or later, with open_tree and mount_setattr allowed inside user namespaces",
+    "mount /proc": "something is mounted over part of /proc, as in most containers: run on the host, or start the container with an "
+    "unmasked /proc (docker: --security-opt systempaths=unconfined)",
+    "forbid user namespaces": "/proc/sys must not be mounted read-only",
+    "pivot_root": "allow pivot_root; it does not work from an initramfs root",
+    "empty the session keyring": "allow keyctl, in a container by its seccomp profile",
+    "drop capabilities": "allow capset and prctl, in a container by its seccomp profile",
+    "set no_new_privs": "allow prctl, in a container by its seccomp profile",
+    "restrict with Landlock": "needs Linux 5.13 or later with Landlock switched on: boot with landlock in the lsm= list",
+    "install the seccomp filter": "needs a kernel with CONFIG_SECCOMP_FILTER=y",
+    "openat2": "needs Linux 5.6 or later",
+    "pidfd_send_signal": "needs Linux 5.3 or later",
 }
+"""Step or primitive to what makes it work."""
+
+_HOST_REASONS = {
+    errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EROFS, errno.ENOSPC, errno.EUSERS, errno.EBUSY,
+}  # fmt: skip
+"""Answers of a host that lacks or forbids something, unlike ENOMEM or EMFILE, which say that it is full."""
 
 
 def cure(step: str, number: int) -> str | None:
-    """What to do about `step` failing with errno `number`; None when nothing is known."""
-    numbers, text = _CURES.get(step, ((), ""))
-    return text if number in numbers else None
+    """What to do about `step` failing with errno `number`; None when the fault is not one of the host's abilities."""
+    return CURES.get(step) if number in _HOST_REASONS else None

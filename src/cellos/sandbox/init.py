@@ -104,7 +104,7 @@ def _confine(request: InitRequest, trees: list[int], step: list[str]) -> int:
     if request["attached_v1"]:
         syscalls.call("unshare", syscalls.CLONE_NEWCGROUP)  # attached after the clone: make the group the visible root only now
     now("bring up loopback")
-    _loopback_up()
+    loopback_up()
     now("set the host name")
     syscalls.sethostname("cell")
     mounts = [(source, target, trees[i] if trees else -1) for i, (source, target) in enumerate(request["mounts"])]
@@ -131,7 +131,7 @@ def _confine(request: InitRequest, trees: list[int], step: list[str]) -> int:
     return work
 
 
-def _loopback_up() -> None:
+def loopback_up() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING))
 

@@ -1,0 +1,172 @@
+"""The stub backend: runs the command on the host and isolates nothing. Only by explicit choice, for trying things out.
+
+It still clears the environment, keeps a deadline, and kills what it can find of the tree: the command's session and its descendants. A
+descendant that moved to another session after its parent died is not found.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, BinaryIO
+
+from cellos.backends.relay import Relay
+from cellos.errors import ExportError, HostBackendError
+from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
+from cellos.sandbox import syscalls
+
+if TYPE_CHECKING:
+    from cellos.core.documents import CellSpec
+
+_DRAIN_SECONDS = 1.0
+"""How long output may still come from a process that escaped."""
+_DIRECTORY = "directory"
+
+
+class StubBackend:
+    """No isolation at all. Thread-safe."""
+
+    kind = "stub"
+
+    def refusals(self, spec: CellSpec) -> Sequence[Refusal]:
+        return ()
+
+    def footprint(self, key: str) -> dict[str, object]:
+        return {_DIRECTORY: os.path.join(tempfile.gettempdir(), f"cellos-stub-{key}")}
+
+    def create(self, spec: CellSpec, *, key: str) -> StubCell:
+        directory = str(self.footprint(key)[_DIRECTORY])
+        try:
+            os.mkdir(directory, 0o700)
+        except OSError as error:
+            raise HostBackendError(f"cannot make {directory}: {error.strerror}") from error
+        return StubCell(directory)
+
+    def sweep(self, footprint: Mapping[str, object]) -> tuple[Residue, ...]:
+        return _remove(str(footprint[_DIRECTORY]))
+
+
+class StubCell:
+    """A directory and a command."""
+
+    isolation = Isolation(backend="stub", unbounded=("memory", "cpu", "pids", "files"))
+    control = None
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._child = -1
+        self._pidfd = -1
+
+    @property
+    def pidfd(self) -> int:
+        return self._pidfd
+
+    def on_control(self) -> None:
+        """There is no control descriptor."""
+
+    def terminate(self) -> None:
+        _signal_all(self._child, signal.SIGTERM)
+
+    def kill(self) -> None:
+        _signal_all(self._child, signal.SIGKILL)
+
+    def run(self, command: Command, *, on_started: Callable[[], None]) -> CommandResult:
+        started = time.monotonic()
+        with Relay(command) as relay:
+            try:
+                self._start(command, relay)
+            except OSError as error:
+                return CommandResult(ended="exited", spawn_error=f"{error.strerror} (os error {error.errno})", spawn_errno=error.errno)
+            relay.release_child_ends()
+            try:
+                on_started()
+                ended = relay.watch(self, started=started, drain_seconds=_DRAIN_SECONDS)
+            finally:
+                _signal_all(self._child, signal.SIGKILL)
+                _, status = os.waitpid(self._child, 0)
+                os.close(self._pidfd)
+            stdout, stderr, truncated = relay.captured
+        code = os.waitstatus_to_exitcode(status)
+        return CommandResult(
+            ended=ended,
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            duration_ms=round((time.monotonic() - started) * 1000),
+            stdout=stdout,
+            stderr=stderr,
+            truncated=truncated,
+        )
+
+    def _start(self, command: Command, relay: Relay) -> None:
+        import subprocess
+
+        out, error, *stdin = relay.child_ends
+        process = subprocess.Popen(  # noqa: S603  # running what we were told to is the point
+            list(command.argv),
+            env=dict(command.environment),
+            cwd=command.working_directory or self.directory,
+            stdin=stdin[0] if stdin else subprocess.DEVNULL,
+            stdout=out,
+            stderr=error,
+            start_new_session=True,
+        )
+        self._child = process.pid
+        self._pidfd = os.pidfd_open(process.pid)
+        process.returncode = 0  # we wait for it ourselves
+
+    def open_artifact(self, path: str) -> BinaryIO:
+        relative = os.path.relpath(path, self.directory) if os.path.isabs(path) else path
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptor = syscalls.open_beneath(directory, relative)
+        except OSError as error:
+            raise ExportError(f"{path}: {error.strerror}") from error
+        finally:
+            os.close(directory)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ExportError(f"{path}: not a regular file")
+        return io.open(descriptor, "rb")  # noqa: UP020  # says that it takes a descriptor
+
+    def destroy(self) -> tuple[Residue, ...]:
+        return _remove(self.directory)
+
+
+def _remove(directory: str) -> tuple[Residue, ...]:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        return (Residue(kind="file", detail=f"{directory}: {error.strerror}"),)
+    return ()
+
+
+def _signal_all(pid: int, number: int) -> None:
+    """Everything that descends from `pid`, and its session's process group."""
+    for descendant in [*_descendants(pid), pid]:
+        try:
+            os.kill(descendant, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+    try:
+        os.killpg(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            children = [int(child) for child in file.read().split()]
+    except OSError:
+        return
+    for child in children:
+        yield from _descendants(child)
+        yield child
