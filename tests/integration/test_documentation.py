@@ -1,0 +1,78 @@
+"""What the pages tell a user to type does what they say.
+
+A `console` block holds lines `$ command`; `# exits N` at the end of one promises that exit code, else 0. The blocks of a page are run in
+order in one directory that holds nothing but the examples. Lines that set the project up (`scripts/…`) are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _pytest.mark import ParameterSet
+
+ROOT = Path(__file__).parents[2]
+ISOLATING = re.compile(r"\bcellos run\b(?!.*--print-spec)|\bcellos-supervisor\b|\bcellos doctor\b")
+
+
+def commands(page: Path) -> list[tuple[str, int]]:
+    """Each command of the page and the exit code that is promised."""
+    found = []
+    for block in re.findall(r"^```console\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.findall(r"^\$ (.+)$", block, re.MULTILINE):
+            if not line.startswith("scripts/"):
+                command, _, code = line.partition("   # exits ")
+                found.append((command, int(code or 0)))
+    return found
+
+
+def pages() -> list[ParameterSet]:
+    found = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        lines = commands(page)
+        if lines:
+            isolating = any(ISOLATING.search(command) for command, _ in lines)
+            found.append(pytest.param(page, marks=[pytest.mark.linux_backend] * isolating, id=str(page.relative_to(ROOT))))
+    return found
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A working directory with the examples, and `cellos` and `cellos-supervisor` that run this checkout's code."""
+    (tmp_path / "bin").mkdir()
+    for name, module in (("cellos", "main"), ("cellos-supervisor", "supervisor")):
+        script = tmp_path / "bin" / name
+        script.write_text(f"#!{sys.executable}\nimport sys\nfrom cellos.cli.{module} import main\nsys.exit(main())\n")
+        script.chmod(0o755)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "examples").symlink_to(ROOT / "examples")
+    return work
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_of_a_page_do_what_it_says(page: Path, place: Path) -> None:
+    environment = {
+        "PATH": f"{place.parent / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "HOME": str(place),
+        "CELLOS_STATE_DIR": str(place.parent / "state"),
+        "LC_ALL": "C.UTF-8",
+    }
+    for command, promised in commands(page):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=place,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == promised, f"$ {command}\n{done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr

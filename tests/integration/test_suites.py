@@ -1,0 +1,108 @@
+"""`scripts/suites.py` and tests/conftest.py: what is counted, and which skips are failures.
+
+Tried on a small tree with a doctor of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+GOOD = {"primitive": "user-namespace", "ok": True, "detail": "", "cure": ""}
+NO_CGROUP = {"primitive": "memory-cgroup", "ok": False, "detail": "not writable", "cure": "run as root"}
+NO_NAMESPACE = {"primitive": "user-namespace", "ok": False, "detail": "refused", "cure": "set a sysctl"}
+
+Run = Callable[[str, str, object], tuple[int, list[str]]]
+
+CAN = {"ok": True, "rows": [GOOD, NO_CGROUP]}
+CANNOT = {"ok": False, "rows": [NO_NAMESPACE, NO_CGROUP]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs one test file as `tests/<suite>/test_it.py`; returns the exit code and the lines of the summary."""
+    package = tmp_path / "package" / "cellos" / "cli"
+    package.mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copy(ROOT / "tests/conftest.py", tmp_path / "tests")
+
+    def run(suite: str, text: str, doctor: object) -> tuple[int, list[str]]:
+        (package / "main.py").write_text(f"def main():\n    print({json.dumps(doctor)!r})\n")
+        (tmp_path / "tests" / suite).mkdir()
+        (tmp_path / "tests" / suite / "test_it.py").write_text("import pytest\n\n\n" + text)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "scripts/suites.py"), "-q", "-p", "no:cacheprovider"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(tmp_path / "package"), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stdout.splitlines()
+
+    return run
+
+
+def test_counts_by_suite_and_closes_with_one_plain_line(run: Run) -> None:
+    code, lines = run("unit", "def test_a(): pass\n\n\ndef test_b(): assert not 1\n\n\ndef test_c(): pytest.skip('moon')\n", CAN)
+    assert code != 0
+    assert lines[-1] == "1 passed, 1 failed, 1 skipped"
+    assert "    skipped 1: moon" in lines
+    assert any(line.split()[:7] == ["unit", "1", "passed", "1", "failed", "1", "skipped"] for line in lines)
+
+
+def test_a_failing_teardown_is_one_failed_test(run: Run) -> None:
+    text = "@pytest.fixture\ndef f():\n    yield\n    assert not 1\n\n\ndef test_a(f): pass\n"
+    assert run("unit", text, CAN)[1][-1] == "0 passed, 1 failed, 0 skipped"
+
+
+def test_the_backend_suite_is_skipped_with_the_doctors_reason(run: Run) -> None:
+    code, lines = run("acceptance", "@pytest.mark.linux_backend\ndef test_a(): assert not 1\n", CANNOT)
+    assert code == 0
+    assert lines[-1] == "0 passed, 0 failed, 1 skipped"
+    assert any("user-namespace: refused (set a sysctl)" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("suite", "marker"),
+    [("integration", "@pytest.mark.linux_backend\n"), ("acceptance", ""), ("faults", ""), ("acceptance", "@pytest.mark.linux_backend\n")],
+)
+def test_a_skip_on_a_capable_host_is_a_failure(run: Run, suite: str, marker: str) -> None:
+    code, lines = run(suite, marker + "def test_a(): pytest.skip('tired')\n", CAN)
+    assert code != 0
+    assert lines[-1] == "0 passed, 1 failed, 0 skipped"
+    assert any("says that this host can isolate" in line and "tired" in line for line in lines)
+
+
+@pytest.mark.parametrize("marker", ["@pytest.mark.needs('memory-cgroup')", "@pytest.mark.linux_backend(may_skip='other cgroup version')"])
+def test_a_skip_with_an_accepted_reason_is_none(run: Run, marker: str) -> None:
+    code, lines = run("acceptance", f"{marker}\ndef test_a(): pytest.skip('not here')\n", CAN)
+    assert (code, lines[-1]) == (0, "0 passed, 0 failed, 1 skipped")
+
+
+def test_a_primitive_that_the_doctor_does_not_know_is_a_failure(run: Run) -> None:
+    code, lines = run("unit", "@pytest.mark.needs('memry')\ndef test_a(): pass\n", CAN)
+    assert code != 0
+    assert any("the doctor has no such row" in line for line in lines)
+
+
+def test_a_doctor_without_an_answer_is_a_failure(run: Run) -> None:
+    code, lines = run("acceptance", "@pytest.mark.linux_backend\ndef test_a(): pass\n", "no idea")
+    assert code != 0
+    assert lines[-1] == "0 passed, 1 failed, 0 skipped"
+
+
+def test_a_module_that_skips_itself_is_a_failure(run: Run) -> None:
+    code, lines = run("integration", "pytest.skip('as a whole', allow_module_level=True)\n", CAN)
+    assert code != 0
+    assert lines[-1] == "0 passed, 1 failed, 0 skipped"
