@@ -122,3 +122,8 @@ class LifecycleError(CellosError):
 class EvidenceError(CellosError):
     code = "evidence"
     prefix = "evidence"
+
+
+def os_error_text(error: OSError) -> str:
+    """The operating system's words and number, as the contract prints them: `No such file or directory (os error 2)`."""
+    return f"{error.strerror or error} (os error {error.errno})" if error.errno is not None else str(error)

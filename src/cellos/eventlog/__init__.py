@@ -1,0 +1,1 @@
+"""Where events go: the run's spool first, then the JSONL file."""

@@ -1,0 +1,110 @@
+"""The one place where a run's events become final: redacted, linked, written down, sent.
+
+Whoever has something to report hands a draft to `Emitter.emit`. The final bytes are computed once and appended to the run's spool before
+anything else; then the same bytes go to every other sink, in order.
+
+The spool is the truth. An event that it did not take does not exist: the chain stays where it was, and the next event follows the last
+one that was taken. An event that a later sink did not take does exist: it is kept and sent before the next one, so that what a sink
+holds is always a beginning of what the spool holds. Either way the caller learns of it by EventSinkError.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from cellos.core import ids
+from cellos.core.events import DESTROYED, Draft, canonical_bytes, finished
+from cellos.core.evidence.chain import Chain
+from cellos.core.evidence.redact import redact
+from cellos.errors import EventSinkError
+from cellos.ports import EventSink
+
+MAX_EVENT_BYTES = 1_048_576
+"""What every sink takes. Checked before the spool: an event that could never be delivered must not become part of the chain."""
+
+
+class Emitter:
+    """The events of one run. Thread-safe. `now_ns` is the wall clock, `random` gives that many random bytes."""
+
+    def __init__(
+        self,
+        *,
+        chain: Chain,
+        spool: EventSink,
+        sinks: Sequence[EventSink] = (),
+        redacted_fields: frozenset[str] = frozenset(),
+        now_ns: Callable[[], int],
+        random: Callable[[int], bytes],
+    ) -> None:
+        self._chain = chain
+        self._spool = spool
+        self._outlets = tuple(_Outlet(sink) for sink in sinks)
+        self._redacted_fields = redacted_fields
+        self._now_ns = now_ns
+        self._random = random
+        self._lock = threading.Lock()
+        self._count = 0
+        self._ended = False
+        self._lost = 0
+
+    @property
+    def count(self) -> int:
+        """Events that the spool took."""
+        return self._count
+
+    @property
+    def lost(self) -> int:
+        """Events that the spool did not take."""
+        return self._lost
+
+    @property
+    def complete(self) -> bool:
+        """The last event, `destroyed`, was taken by the spool and by every sink."""
+        return self._ended and not any(outlet.waiting for outlet in self._outlets)
+
+    def emit(self, draft: Draft) -> str:
+        """Record one event; its id. Raises EventSinkError: for what that leaves behind see above."""
+        with self._lock:
+            if self._ended:
+                raise EventSinkError(f"{draft.type} after the end of the run")
+            now = self._now_ns()
+            event_id = ids.uuid7(now // 1_000_000, self._random(ids.UUID_RANDOM_BYTES))
+            ends = draft.type == DESTROYED
+            data = self._chain.link(redact(draft.data, self._redacted_fields), final=ends)
+            line = canonical_bytes(finished(Draft(draft.type, data), event_id=event_id, time=ids.rfc3339(now)))
+            try:
+                if len(line) > MAX_EVENT_BYTES:
+                    raise EventSinkError(f"event too large: {len(line)} bytes exceeds MAX_EVENT_BYTES ({MAX_EVENT_BYTES} bytes)")
+                self._spool.emit(event_id, line)
+            except EventSinkError:
+                self._lost += 1
+                raise
+            self._chain.advance(line)
+            self._count += 1
+            self._ended = ends
+            failure = None
+            for outlet in self._outlets:
+                failure = outlet.send(event_id, line) or failure
+            if failure is not None:
+                raise failure
+            return event_id
+
+
+class _Outlet:
+    """A sink and what it still has to be given."""
+
+    def __init__(self, sink: EventSink) -> None:
+        self.sink = sink
+        self.waiting: deque[tuple[str, bytes]] = deque()
+
+    def send(self, event_id: str, line: bytes) -> EventSinkError | None:
+        self.waiting.append((event_id, line))
+        try:
+            while self.waiting:
+                self.sink.emit(*self.waiting[0])
+                self.waiting.popleft()
+        except EventSinkError as error:
+            return error
+        return None

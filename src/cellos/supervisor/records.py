@@ -1,0 +1,243 @@
+"""Records of live runs, and the sweep of those whose supervisor died.
+
+Before a cell is created, `runs/<key>.json` says what the run is and what the backend will make on this host. The supervisor holds an
+exclusive lock on it as long as it lives; the kernel drops the lock when it dies, however it dies. So a record that can be locked belongs to
+a dead supervisor: `sweep` removes what its cell left, ends its chain with `destroyed` (failed, `supervisor_lost`, forced) and removes the
+record. Two sweeps at once do not disturb each other: one gets the lock, and the other sees that the file is gone.
+"""
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cellos.core import events
+from cellos.core.events import Draft, RunIdentity, parse_event
+from cellos.core.evidence.chain import NONCE_BYTES, Chain
+from cellos.errors import ConfigError, os_error_text
+from cellos.eventlog.jsonl import JsonlSink
+from cellos.eventlog.spool import Spool, read_lines, recover
+from cellos.ports import CellBackend, EventSink, Residue
+from cellos.supervisor.emitter import Emitter
+
+LOST = "supervisor_lost"
+SUFFIX, NEW, BROKEN = ".json", ".new", ".broken"
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a later process has to know about a run to clean up after it."""
+
+    key: str
+    pid: int
+    run: RunIdentity
+    ttl_seconds: int
+    backend: str
+    footprint: dict[str, Any]
+    spool: str
+    keep_spool: bool
+    """The spool is the evidence itself, or the only copy of it."""
+    jsonl: str | None = None
+    jsonl_offset: int = 0
+    """Length of the JSONL file when the run began: no event of the run stands before it."""
+
+
+class HeldRecord:
+    """A record of a run that this process is responsible for."""
+
+    def __init__(self, path: str, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+
+    def remove(self) -> None:
+        """The run has its end. Removed before it is unlocked, so that no sweep sees it."""
+        if self._descriptor >= 0:
+            _unlink(self.path)
+        self.leave()
+
+    def leave(self) -> None:
+        """Unlock the record and leave it to the next sweep. Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+class Sweeper(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sweep needs of the world."""
+
+    backend_of: Callable[[str], CellBackend | None]
+    """The backend of a kind, None where this process has none such."""
+    now_ns: Callable[[], int]
+    random: Callable[[int], bytes]
+    warn: Callable[[str], None]
+    """Gets a line for people about what could not be done."""
+
+
+class Swept(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that was brought to its end for a supervisor that could not."""
+
+    run_id: str
+    cell_id: str
+    residue: tuple[Residue, ...]
+
+
+def hold(directory: str, record: RunRecord) -> HeldRecord:
+    """Write a record and lock it. It gets its name only when it is whole and locked, so that a sweep never sees half of one.
+
+    Raises ConfigError.
+    """
+    path = f"{directory}/{record.key}{SUFFIX}"
+    new = f"{directory}/{record.key}{NEW}"
+    try:
+        while True:
+            descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                if not _same_file(descriptor, new):  # a sweep took it for the remains of a dead supervisor, between open and lock
+                    os.close(descriptor)
+                    continue
+                _write(descriptor, msgspec.json.encode(record))
+                os.rename(new, path)
+            except BaseException:
+                _unlink(new)
+                os.close(descriptor)
+                raise
+            return HeldRecord(path, descriptor)
+    except OSError as error:
+        raise ConfigError(f"cannot write the run record {path}: {os_error_text(error)}") from error
+
+
+def sweep(directory: str, by: Sweeper) -> tuple[Swept, ...]:
+    """End every run of the directory whose supervisor is dead. Costs one listing where there is none.
+
+    What cannot be done is told and tried again at the next sweep; a record that cannot be read is set aside under another name. Never
+    raises for them.
+    """
+    done = []
+    for name in sorted(os.listdir(directory)):
+        if not name.endswith((SUFFIX, NEW)):
+            continue
+        path = f"{directory}/{name}"
+        try:
+            held = _lock_abandoned(path)
+            if held is None:
+                continue
+            if name.endswith(NEW):  # its supervisor died before it created anything
+                held.remove()
+                continue
+            try:
+                swept = _end_run(path, held, by)
+            finally:
+                held.leave()
+        except Exception as error:  # noqa: BLE001 - somebody else's remains never keep a new run from starting
+            by.warn(f"cannot sweep {path}: {error}")
+            continue
+        if swept is not None:
+            done.append(swept)
+    return tuple(done)
+
+
+def _lock_abandoned(path: str) -> HeldRecord | None:
+    """The record, locked; None where its supervisor lives or somebody else just swept it."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _same_file(descriptor, path):
+            return HeldRecord(path, descriptor)
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _end_run(path: str, held: HeldRecord, by: Sweeper) -> Swept | None:
+    try:
+        with open(path, "rb") as file:
+            record = msgspec.json.decode(file.read(), type=RunRecord)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        os.rename(path, path + BROKEN)
+        by.warn(f"run record {path} cannot be read ({error}); set aside as {path}{BROKEN}")
+        return None
+    backend = by.backend_of(record.backend)
+    if backend is None:
+        by.warn(f"run record {path} is of the {record.backend} backend, which is not there; left for a supervisor that has it")
+        return None
+    residue = backend.sweep(record.footprint)
+    _end_evidence(record, residue, by)
+    held.remove()
+    return Swept(run_id=record.run.run_id, cell_id=record.run.cell_id, residue=residue)
+
+
+def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) -> None:
+    """Continue the chain from the spool with `destroyed`, and give the JSONL file all that it lacks."""
+    run = record.run
+    last = recover(record.spool).last
+    chain = Chain.after(last) if last is not None else Chain.first(run.run_id, run.spec_hash, by.random(NONCE_BYTES).hex())
+    if last is None or parse_event(last).type != events.DESTROYED:
+        spool = Spool(record.spool, resume=os.path.exists(record.spool))
+        try:
+            Emitter(chain=chain, spool=spool, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue))
+        finally:
+            spool.close()
+    if record.jsonl is not None:
+        sink = JsonlSink(record.jsonl)
+        try:
+            _catch_up(record, record.jsonl, sink)
+        finally:
+            sink.close()
+    if not record.keep_spool:
+        _unlink(record.spool)
+
+
+def _lost(record: RunRecord, residue: tuple[Residue, ...]) -> Draft:
+    draft = events.destroyed(
+        record.run,
+        ttl_seconds=record.ttl_seconds,
+        outcome="failed",
+        reason=LOST,
+        residue_class="documented_exception" if residue else "none",
+        residue_exception=residue,
+    )
+    return Draft(draft.type, {**draft.data, "terminalState": "forced"})
+
+
+def _catch_up(record: RunRecord, path: str, sink: EventSink) -> None:
+    """Send the events of the spool that the JSONL file at `path` lacks, in order."""
+    size = os.stat(path).st_size
+    offset = record.jsonl_offset if record.jsonl_offset <= size else 0  # shorter than it was: another file under that name
+    missing = dict.fromkeys(read_lines(record.spool))
+    for line in read_lines(path, offset=offset):
+        missing.pop(line, None)
+    for line in missing:
+        sink.emit(parse_event(line).id, line)
+
+
+def _same_file(descriptor: int, path: str) -> bool:
+    """The lock is worth something only while the locked file still has its name."""
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    locked = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    os.ftruncate(descriptor, 0)
+    if os.write(descriptor, data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
