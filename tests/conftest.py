@@ -2,7 +2,7 @@
 
     @pytest.mark.linux_backend                      skipped, with the doctor's reason, where the host cannot isolate
     @pytest.mark.linux_backend(may_skip="…")        the test may skip itself on a capable host, and says here why
-    @pytest.mark.needs("cgroup-memory")             skipped where that row of the doctor is not ok
+    @pytest.mark.needs("limit memory")               skipped where that row of the doctor is not ok
 
 A test that carries `linux_backend`, or lies in tests/acceptance or tests/faults, fails when it was skipped for any other reason on a
 host that can. So does a module that skips itself as a whole: nobody could tell what it would have tested.
@@ -38,8 +38,8 @@ class Doctor:
 
     @property
     def reason(self) -> str:
-        """The rows that are not ok, in the doctor's words."""
-        return "; ".join(self.complaint(name) for name, row in self.rows.items() if not row["ok"])
+        """The rows without which no cell runs, in the doctor's words."""
+        return "; ".join(self.complaint(name) for name, row in self.rows.items() if row.get("required", True) and not row["ok"])
 
     def complaint(self, name: str) -> str:
         row = self.rows[name]
