@@ -6,7 +6,7 @@ The structs promise the shape only; what values mean is checked by `cellos.core.
 readers of the JSON Schema: `extra_json_schema` changes nothing about what is accepted.
 """
 
-from __future__ import annotations
+# No `from __future__ import annotations`: msgspec would have to evaluate each of the strings again, 3 ms of the start of every run.
 
 from typing import Annotated, Any, Literal
 

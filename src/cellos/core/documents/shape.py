@@ -6,6 +6,7 @@ The conversion is msgspec's. Only when it fails is the value looked at again, me
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
@@ -29,12 +30,17 @@ class _Fault(NamedTuple):
 def to_struct(value: object, cls: type[T], *, allow_unknown_fields: bool = False) -> T:
     """`value` as a `cls`. With `allow_unknown_fields` members that it does not have are dropped. Raises SpecSyntaxError."""
     if allow_unknown_fields:
-        value = _without_unknown(value, inspect.type_info(cls))
+        value = _without_unknown(value, _type_info(cls))
     try:
         return msgspec.convert(value, cls)
     except msgspec.ValidationError as error:
-        path, problem = _fault(value, inspect.type_info(cls), "") or _Fault("", str(error))
+        path, problem = _fault(value, _type_info(cls), "") or _Fault("", str(error))
         raise SpecSyntaxError(f"{path or 'the document'} {problem}", path=path) from None
+
+
+@cache
+def _type_info(cls: type[msgspec.Struct]) -> inspect.Type:
+    return inspect.type_info(cls)
 
 
 def _fault(value: object, kind: inspect.Type, path: str) -> _Fault | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import NoReturn
 
 from cellos.core.documents.wording import member
@@ -58,12 +59,11 @@ def decode(raw: bytes) -> object:
         at, word = next((found.start(), found[0]) for found in _LEXEME.finditer(text) if found[0].endswith(("Infinity", "NaN")))
         _refuse(text, at, f"{word} is not a JSON value")
     except RecursionError:
-        raise SpecSyntaxError(_TOO_DEEP) from None
+        _refuse_deep_nesting(text)
+    if _is_deep(value):
+        _refuse_deep_nesting(text)
     _refuse_lone_surrogates(text)
     return value
-
-
-_TOO_DEEP = f"the document is nested more than {MAX_NESTING} levels deep"
 
 
 def _text(raw: bytes) -> str:
@@ -78,22 +78,44 @@ def _text(raw: bytes) -> str:
         _refuse(before, len(before), f"byte 0x{raw[error.start]:02x} is not UTF-8")
     if not text.strip(" \t\r\n"):
         raise SpecSyntaxError("the document is empty")
-    # Brackets in strings count too here; only a text with many pays for the exact look.
-    if text.count("[") + text.count("{") > MAX_NESTING:
-        _refuse_deep_nesting(text)
     return text
 
 
-def _refuse_deep_nesting(text: str) -> None:
+def _is_deep(value: object) -> bool:
+    """Whether lists and objects nest too deep; level by level, without recursion of our own."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [inner for container in level for inner in _items(container) if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _items(container: object) -> Iterable[object]:
+    match container:
+        case dict():
+            return container.values()
+        case _Members():
+            return (item for _, item in container)
+        case list():
+            return container
+        case _:
+            return ()
+
+
+def _refuse_deep_nesting(text: str) -> NoReturn:
+    reason = f"the document is nested more than {MAX_NESTING} levels deep"
     depth = 0
     for found in _LEXEME.finditer(text):
         lexeme = found[0]
         if lexeme in "[{":
             depth += 1
             if depth > MAX_NESTING:
-                _refuse(text, found.start(), _TOO_DEEP)
+                _refuse(text, found.start(), reason)
         elif lexeme in "]}":
             depth -= 1
+    # The stack of our caller was nearly full; the document itself is not at fault, yet cannot be read.
+    raise SpecSyntaxError(reason)
 
 
 def _refuse_lone_surrogates(text: str) -> None:
@@ -129,10 +151,15 @@ _EVERY_MEMBER = json.JSONDecoder(object_pairs_hook=_Members, parse_int=_integer,
 
 def _refuse_duplicate(text: str) -> NoReturn:
     try:
-        path = _duplicate(_EVERY_MEMBER.decode(text), "")
+        value = _EVERY_MEMBER.decode(text)
     except json.JSONDecodeError as error:
         # The first look did not come as far as this.
         _refuse(text, error.pos, _reason(text, error))
+    except RecursionError:
+        _refuse_deep_nesting(text)
+    if _is_deep(value):
+        _refuse_deep_nesting(text)
+    path = _duplicate(value, "")
     raise SpecSyntaxError(f"{path} is given more than once", path=path or "") from None
 
 
@@ -159,7 +186,7 @@ def _reason(text: str, error: json.JSONDecodeError) -> str:
         return "the document ends too early"
     if error.msg == "Extra data":
         return "there is text after the end of the document"
-    return (error.msg[:1].lower() + error.msg[1:]).removesuffix(" at").removesuffix(" starting at").rstrip(": ")
+    return (error.msg[:1].lower() + error.msg[1:]).removesuffix(" starting at").removesuffix(" at").rstrip(": ")
 
 
 def _refuse(text: str, at: int, reason: str) -> NoReturn:
