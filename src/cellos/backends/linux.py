@@ -331,7 +331,8 @@ class LinuxCell:
         self.control_socket.settimeout(_TEARDOWN_SECONDS)
         try:
             sent = socket.send_fds(self.control_socket, [data], descriptors)
-            self.control_socket.sendall(data[sent:])
+            if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
+                self.control_socket.sendall(data[sent:])
         except OSError as error:
             raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
         self.control_socket.setblocking(False)
@@ -389,11 +390,13 @@ class LinuxCell:
         deadline = time.monotonic() + _TEARDOWN_SECONDS
         left: list[Residue] = []
         self.kill()
-        self._close_control()
         if self.cloned:
             if not _wait_for_end(self.cloned.pidfd, deadline):
                 left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
-            os.close(self.cloned.pidfd)
+            left += self._look()
+            self.cloned.close()
+            self.cloned = None
+        self._close_control()
         if self.work is not None:
             os.close(self.work)
             self.work = None
@@ -405,10 +408,18 @@ class LinuxCell:
             problem = self.host_id.release()
             if problem:
                 left.append(Residue(kind="file", detail=problem))
-        if self.cloned:
-            left += [Residue(kind=kind, detail=detail) for kind, detail in residue.look(self.cloned.namespaces, self._identities)]
-        self.cloned = None
         return tuple(left)
+
+    def _look(self) -> list[Residue]:
+        """What is still there besides the descriptors that we close next. They are held until then: the kernel gives the numbers of a
+        namespace or mount that is gone to the next cell, which would then be taken for the remains of this one."""
+        assert self.cloned is not None
+        ours = {*self.cloned.namespaces.values()}
+        if self.control_socket:
+            ours.add(self.control_socket.fileno())
+        if self.work is not None:
+            ours.add(self.work)
+        return [Residue(kind=kind, detail=detail) for kind, detail in residue.look(self.cloned.namespaces, self._identities, ours=ours)]
 
     def _close_control(self) -> None:
         if self.control_socket:

@@ -79,7 +79,11 @@ def run(request: InitRequest, control_descriptor: int, released: int, trees: lis
         os._exit(1)
     control.send({"ready": True}, (work,))
     os.close(work)
-    _serve(control)
+    try:
+        _serve(control)
+    except Exception as error:
+        control.send({"crashed": f"{type(error).__name__}: {error}"})
+        raise
 
 
 def _keep_only(*descriptors: int) -> list[int]:

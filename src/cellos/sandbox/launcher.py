@@ -6,7 +6,7 @@ or beside anything else the supervisor does. One serves any number of cells and 
 
 A request and its answer are one packet each, on a SEQPACKET socket:
     request  {"ids": [uid, gid], "attach": [paths], "in_cgroup": bool, "trees": n, "init": {…}}   with: control, trees…, cgroup directory
-    answer   {"pid": n, "namespaces": {name: inode}} with the pidfd | {"failed": step, "errno": n, "text": …}
+    answer   {"pid": n} with the pidfd and a descriptor of each of HELD_NAMESPACES | {"failed": step, "errno": n, "text": …}
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cellos.sandbox.messages import CloneAnswer, CloneRequest, InitRequest
+    from cellos.sandbox.messages import CloneRequest, InitRequest
 
     Init = Callable[[InitRequest, int, int, list[int]], None]
 
-NAMESPACES = ("user", "pid", "mnt", "net", "ipc", "uts", "cgroup")
+HELD_NAMESPACES = ("user", "pid", "mnt", "net")
+"""Those that a process, a mount or a descriptor could keep alive by itself; the other three belong to the same user namespace."""
 _CHANNEL = 3
 _LARGEST_PACKET = 1 << 17
 _MOST_DESCRIPTORS = 64
@@ -41,7 +42,7 @@ class LauncherError(Exception):
 
 
 class Cloned:
-    """A cell that has its namespaces, ids and groups; its init goes on by itself. The owner closes `pidfd`."""
+    """A cell that has its namespaces, ids and groups; its init goes on by itself. The owner closes it."""
 
     __slots__ = ("namespaces", "pid", "pidfd")
 
@@ -49,7 +50,12 @@ class Cloned:
         self.pid = pid
         self.pidfd = pidfd
         self.namespaces = namespaces
-        """Name to inode number of its /proc/PID/ns entry: proof, later, that nobody is left in it."""
+        """Name to descriptor. Held until somebody has looked for what stayed: while they are open no other namespace gets their number."""
+
+    def close(self) -> None:
+        os.close(self.pidfd)
+        for descriptor in self.namespaces.values():
+            os.close(descriptor)
 
 
 class Launcher:
@@ -95,7 +101,7 @@ class Launcher:
             channel = socket.socket(fileno=self._channel)
             try:
                 socket.send_fds(channel, [packet], list(descriptors))
-                data, passed = receive(channel, _LARGEST_PACKET, 1)
+                data, passed = receive(channel, _LARGEST_PACKET, 1 + len(HELD_NAMESPACES))
             except OSError as error:
                 raise LauncherError("ask the launcher", error.errno or 0, error.strerror or str(error)) from error
             finally:
@@ -107,7 +113,7 @@ class Launcher:
             for descriptor in passed:
                 os.close(descriptor)
             raise LauncherError(answer["failed"], answer["errno"], answer["text"])
-        return Cloned(answer["pid"], passed[0], answer["namespaces"])
+        return Cloned(answer["pid"], passed[0], dict(zip(HELD_NAMESPACES, passed[1:], strict=True)))
 
     def close(self) -> None:
         """End the process and reap it. Cells that live go on: their lifeline is the supervisor."""
@@ -152,19 +158,19 @@ def serve(channel_descriptor: int) -> None:
         if not packet:
             os._exit(0)
         request: CloneRequest = json.loads(packet)
-        pidfd = -1
+        passed: list[int] = []
         answer: object
         try:
-            answer, pidfd = _clone(request, descriptors, init.run)
+            pid, passed = _clone(request, descriptors, init.run)
+            answer = {"pid": pid}
         except _Failed as failure:
             answer = {"failed": failure.step, "errno": failure.errno, "text": failure.text}
         try:
-            socket.send_fds(channel, [json.dumps(answer).encode()], [pidfd] if pidfd >= 0 else [])
+            socket.send_fds(channel, [json.dumps(answer).encode()], passed)
         except BrokenPipeError:
             os._exit(0)
-        for descriptor in [*descriptors, pidfd]:
-            if descriptor >= 0:
-                os.close(descriptor)
+        for descriptor in [*descriptors, *passed]:
+            os.close(descriptor)
 
 
 class _Failed(Exception):
@@ -174,8 +180,8 @@ class _Failed(Exception):
         self.text = f"{error.filename or step}: {error.strerror}"
 
 
-def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[CloneAnswer, int]:
-    """Clone, map ids, attach to groups, release. The child is killed when a step after the clone fails."""
+def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[int, list[int]]:
+    """Clone, map ids, attach to groups, release; returns the pid and what Cloned holds. The child ends when a later step fails."""
     from cellos.sandbox import rootfs, syscalls
 
     flags = (
@@ -186,7 +192,7 @@ def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[C
     cgroup = descriptors[-1] if request["in_cgroup"] else -1
     reading, writing = os.pipe2(os.O_CLOEXEC)
     step = "clone3"
-    pidfd = -1
+    passed: list[int] = []
     try:
         if os.geteuid() != 0:
             syscalls.set_dumpable(True)  # else the child's files in /proc belong to root and we may not write its maps
@@ -196,24 +202,26 @@ def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[C
                 init(request["init"], descriptors[0], reading, trees)
             finally:
                 os._exit(1)
+        passed.append(pidfd)
         step = "map ids"
         uid, gid = request["ids"]
         for name, text in (("setgroups", "deny"), ("uid_map", f"{rootfs.CELL_ID} {uid} 1"), ("gid_map", f"{rootfs.CELL_ID} {gid} 1")):
             _write(f"/proc/{pid}/{name}", text)
-        namespaces = {name: os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in NAMESPACES}
+        for name in HELD_NAMESPACES:
+            passed.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
         step = "attach to control group"
         for path in request["attach"]:
             _write(path, str(pid))
         os.write(writing, b"g")
     except OSError as error:
-        if pidfd >= 0:
-            os.close(pidfd)  # without the letter the child ends by itself
+        for descriptor in passed:
+            os.close(descriptor)  # without the letter the child ends by itself
         raise _Failed(step, error) from error
     finally:
         syscalls.set_dumpable(False)
         os.close(reading)
         os.close(writing)
-    return {"pid": pid, "namespaces": namespaces}, pidfd
+    return pid, passed
 
 
 def _write(path: str, text: str) -> None:

@@ -37,11 +37,6 @@ class CloneRequest(TypedDict):
     init: InitRequest
 
 
-class CloneAnswer(TypedDict):
-    pid: int
-    namespaces: dict[str, int]
-
-
 class CommandRequest(TypedDict):
     """What init needs to start the command."""
 

@@ -6,7 +6,7 @@ Cost: one readlink per namespace and process of this host, and one fstat per des
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 Identities = dict[tuple[int, int], str]
 """(device, inode) of a descriptor that belonged to the cell, to its name."""
@@ -14,23 +14,24 @@ Identities = dict[tuple[int, int], str]
 Finding = tuple[str, str]
 """(kind, detail): process, namespace, mount or descriptor."""
 
-_LOOKED_AT = ("user", "mnt", "net", "pid")
-"""Namespaces that a process can be in. The other three belong to the same user namespace and hold nothing that outlives a process."""
+
+def look(namespaces: Mapping[str, int], identities: Identities, *, ours: Collection[int]) -> Iterator[Finding]:
+    """Everything of a dead cell that is still there.
+
+    `namespaces`: name to a descriptor that keeps its number from being given to another. `ours`: descriptors of this process that its
+    caller is about to close.
+    """
+    inodes = {name: os.fstat(descriptor).st_ino for name, descriptor in namespaces.items()}
+    yield from _processes(inodes)
+    yield from _mounts(inodes)
+    yield from _descriptors(inodes, identities, ours)
 
 
-def look(namespaces: Mapping[str, int], identities: Identities) -> Iterator[Finding]:
-    """Everything of a destroyed cell that is still there. `namespaces`: name to inode, as they were while it lived."""
-    yield from _processes(namespaces)
-    yield from _mounts(namespaces)
-    yield from _descriptors(namespaces, identities)
-
-
-def _processes(namespaces: Mapping[str, int]) -> Iterator[Finding]:
-    wanted = [(name, f"{name}:[{namespaces[name]}]") for name in _LOOKED_AT]
+def _processes(inodes: Mapping[str, int]) -> Iterator[Finding]:
+    wanted = [(name, f"{name}:[{inode}]") for name, inode in inodes.items()]
     for pid in os.listdir("/proc"):
         if not pid.isdigit():
             continue
-        held = []
         try:
             held = [link for name, link in wanted if os.readlink(f"/proc/{pid}/ns/{name}") == link]
         except OSError:
@@ -49,9 +50,9 @@ def _name_of(pid: str) -> str:
         return "ended"
 
 
-def _mounts(namespaces: Mapping[str, int]) -> Iterator[Finding]:
+def _mounts(inodes: Mapping[str, int]) -> Iterator[Finding]:
     """A namespace that somebody bound to a file lives on without any process."""
-    roots = {f"{name}:[{inode}]" for name, inode in namespaces.items()}
+    roots = {f"{name}:[{inode}]" for name, inode in inodes.items()}
     with open("/proc/self/mountinfo") as file:
         text = file.read()
     if "nsfs" not in text:
@@ -63,17 +64,20 @@ def _mounts(namespaces: Mapping[str, int]) -> Iterator[Finding]:
             yield "namespace", f"{fields[3]} held by the mount {fields[4]}"
 
 
-def _descriptors(namespaces: Mapping[str, int], identities: Identities) -> Iterator[Finding]:
-    """Descriptors of this process that still lead into the cell: its sockets, its namespaces, any file of its work directory."""
+def _descriptors(inodes: Mapping[str, int], identities: Identities, ours: Collection[int]) -> Iterator[Finding]:
+    """Descriptors of this process that lead into the cell: its sockets, its namespaces, any file of its work directory."""
     devices = {device: name for (device, _), name in identities.items() if name == "work directory"}
-    inodes = set(namespaces.values())
-    for descriptor in os.listdir("/proc/self/fd"):
+    links = {inode: f"{name}:[{inode}]" for name, inode in inodes.items()}
+    for entry in os.listdir("/proc/self/fd"):
+        descriptor = int(entry)
+        if descriptor in ours:
+            continue
         try:
-            status = os.fstat(int(descriptor))
+            status = os.fstat(descriptor)
+            name = identities.get((status.st_dev, status.st_ino)) or devices.get(status.st_dev)
+            if not name and status.st_ino in links and os.readlink(f"/proc/self/fd/{descriptor}") == links[status.st_ino]:
+                name = links[status.st_ino]
         except OSError:
-            continue  # the one that listed them
-        name = identities.get((status.st_dev, status.st_ino)) or devices.get(status.st_dev)
+            continue  # closed meanwhile, by the listing or another thread
         if name:
             yield "descriptor", f"{descriptor} ({name})"
-        elif status.st_ino in inodes and os.readlink(f"/proc/self/fd/{descriptor}").endswith(f"[{status.st_ino}]"):
-            yield "descriptor", f"{descriptor} (namespace {status.st_ino})"
