@@ -145,14 +145,14 @@ class Verifier:
 
     def finish(self, *, heads: Mapping[str, str] | None = None) -> Report:
         """There are no more lines."""
+        faults = list(self._faults)
         if self._unended_bad_line:
-            last = self._faults[-1]
-            self._faults[-1] = replace(last, kind="truncated", text=f"the record stops within this line ({last.text})")
+            faults[-1] = replace(faults[-1], kind="truncated", text=f"the record stops within this line ({faults[-1].text})")
         known = heads or {}
         several = len(self._runs) > 1
         return Report(
             runs=tuple(run.report(head=known.get(run.run_id), several=several) for run in self._runs),
-            faults=tuple(self._faults),
+            faults=tuple(faults),
             loose=self._loose,
         )
 
@@ -259,9 +259,11 @@ class _Run:
             self.fail("edited", self._unlinked_line, "carries no chain, although other events of its run do")
         if head is not None and self._chained and head != self.head:
             if self.closed:
-                self.fail("edited", self._last_line, f"the last event has the digest {self.head}, not {head}")
+                self.fail("edited", self._last_line, f"the last event has the digest {_short(self.head)}, not {_short(head)}")
             else:
-                self.fail("truncated", self._last_line, f"the record stops after this line, before the event with the digest {head}")
+                self.fail(
+                    "truncated", self._last_line, f"the record stops after this line, before the event with the digest {_short(head)}"
+                )
         fault = self._fault
         if fault is not None and fault.kind == "deleted" and self._events == 1 and several and fault.line > 1:
             fault = replace(fault, kind="spliced", text=f"{fault.text}: of this run, there is nothing else in the record")
@@ -321,7 +323,11 @@ class _Run:
                 text = f"fits neither the event before it nor the one after it, line {line}"
                 self._fault = Fault(kind="edited", line=self._last_line, text=text)
             elif self._fault is None:
-                self.fail("edited", self._last_line, f"has the digest {self.head}, but line {line} was written after one with {link.prev}")
+                self.fail(
+                    "edited",
+                    self._last_line,
+                    f"has the digest {_short(self.head)}, but line {line} was written after one with {_short(link.prev)}",
+                )
                 self._doubted = True
             return True
         if seq > expected:
@@ -368,3 +374,7 @@ def _is_digest(value: object) -> TypeGuard[str]:
 
 def _events(first: int, last: int) -> str:
     return f"event {first} is" if first == last else f"events {first} to {last} are"
+
+
+def _short(value: str | None) -> str:
+    return f"{value[:12]}…" if value else "?"

@@ -1,0 +1,221 @@
+"""`cellos events`: the record of a run, readable, with the verdict on its chain.
+
+The record is read twice, once to check it and once to show it run by run: a place is remembered for each event, so that neither the length
+of a record nor runs that are interleaved in it cost much memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+import click
+
+from cellos.cli import timeline
+from cellos.core.events import parse_signed
+from cellos.core.evidence.verify import MAX_LINE_BYTES, Fault, Report, RunReport, Verifier
+from cellos.errors import EvidenceError, os_error_text
+
+_SUFFIX = ".jsonl"
+_NAMES_SHOWN = 5
+_HEX_DIGITS = frozenset("0123456789abcdef")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  cellos events                          the latest run of `cellos run`
+  cellos events 019a                     the run whose id begins so
+  cellos events audit.jsonl --json       every run in a file, one JSON object each
+  ssh host cat audit.jsonl | cellos events -
+
+Exit code: 0 when every run is complete and verified, 1 otherwise. A change to the very last event of an unsigned record shows
+only against its digest, noted elsewhere at the time: --head.
+"""
+)
+@click.argument("source", required=False, metavar="[FILE | RUN | -]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per run: its verdict and its events.")
+@click.option("--head", metavar="DIGEST", help="The sha256 that the last event must have (`verdict.last` of --json at the time).")
+@click.pass_context
+def events(ctx: click.Context, source: str | None, as_json: bool, head: str | None) -> None:
+    """Show what happened in a run, step by step, and check the record for changes.
+
+    FILE is a file of events (JSON lines), RUN the id of a run of `cellos run` or its beginning, - the standard input. Without any of them:
+    the latest run.
+    """
+    if head is not None and (len(head) != 64 or not _HEX_DIGITS.issuperset(head)):
+        raise click.UsageError("--head takes a sha256: 64 hex digits, lower case", ctx)
+    path = source if source == "-" else find(source, os.environ)
+    with _open(path) as file:
+        record = check(file, head=head)
+        if not record.report.runs and not record.report.faults:
+            raise EvidenceError(f"no run in {_shown(path)}: {record.report.loose} events, none of them of a run")
+        print_record = print_json if as_json else print_text
+        print_record(record, file, sys.stdout)
+    ctx.exit(0 if record.report.verified else 1)
+
+
+def find(source: str | None, environment: Mapping[str, str]) -> str:
+    """The file that is meant by a path, a run id or the beginning of one; None is the latest run. Raises EvidenceError."""
+    if source is not None and (os.path.exists(source) or "/" in source):
+        return source
+    from cellos.supervisor.state import evidence_directory
+
+    directory = evidence_directory(environment)
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
+    except OSError as error:
+        raise EvidenceError(f"cannot read {directory}: {os_error_text(error)}") from error
+    if source is None:
+        if not names:
+            raise EvidenceError(f"no run is recorded in {directory}; `cellos run -- COMMAND` makes one")
+        return max((os.path.join(directory, name) for name in names), key=_modified)
+    if source + _SUFFIX in names:
+        return os.path.join(directory, source + _SUFFIX)
+    found = [name for name in names if name.startswith(source)]
+    if not found:
+        raise EvidenceError(f"no file {source}, and no run of that name in {directory}")
+    if len(found) > 1:
+        more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
+        shown = ", ".join(name.removesuffix(_SUFFIX) for name in found[:_NAMES_SHOWN])
+        raise EvidenceError(f"{source} is the beginning of several runs: {shown}{more}")
+    return os.path.join(directory, found[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A checked record; `places` has, for each run of the report, where its lines begin in the file."""
+
+    report: Report
+    places: tuple[array[int], ...]
+
+
+def check(file: IO[bytes], *, head: str | None = None) -> Record:
+    """Read a record from its first line to its last. `head`: the digest that the last event of the only run must have."""
+    verifier = Verifier()
+    places: list[array[int]] = []
+    try:
+        for place, line in _lines(file):
+            run = verifier.feed(line)
+            if run is not None:
+                if run == len(places):
+                    places.append(array("Q"))
+                places[run].append(place)
+    except OSError as error:
+        raise EvidenceError(f"cannot read the record: {os_error_text(error)}") from error
+    report = verifier.finish()
+    if head is not None:
+        if len(report.runs) != 1:
+            raise EvidenceError(f"--head is the digest of one run, and this record has {len(report.runs)}")
+        report = verifier.finish(heads={report.runs[0].run_id: head})
+    return Record(report=report, places=tuple(places))
+
+
+def print_text(record: Record, file: IO[bytes], output: IO[str]) -> None:
+    """Every run with its verdict, then what belongs to no run."""
+    paint = output.isatty() and "NO_COLOR" not in os.environ
+    for number, run in enumerate(record.report.runs):
+        if number:
+            output.write("\n")
+        start: int | None = None
+        for index, line in enumerate(_lines_at(file, record.places[number])):
+            event, envelope = parse_signed(line)
+            if index == 0:
+                start = timeline.start_of(event)
+                output.write(f"{_painted(timeline.header(run, event, envelope), 'bold', paint=paint)}\n")
+            for text in timeline.event_lines(event, start):
+                output.write(f"{text}\n")
+        colour = {"verified": "green", "unfinished": "yellow"}.get(run.state, "red")
+        output.write(f"{_painted(timeline.verdict(run), colour, paint=paint)}\n")
+    for fault in record.report.faults:
+        output.write(f"{_painted(timeline.visible(str(fault)), 'red', paint=paint)}\n")
+
+
+def print_json(record: Record, file: IO[bytes], output: IO[str]) -> None:
+    """One object per run on a line of its own, and one with the faults of lines that belong to no run, if there are any."""
+    for run, places in zip(record.report.runs, record.places, strict=True):
+        about = {"cellId": run.cell_id, "runId": run.run_id, "specId": run.spec_id, "specHash": run.spec_hash, "verdict": _verdict(run)}
+        output.write(json.dumps(about)[:-1] + ', "events": [')
+        for index, line in enumerate(_lines_at(file, places)):
+            output.write(f"{', ' if index else ''}{json.dumps(json.loads(line))}")
+        output.write("]}\n")
+    if record.report.faults:
+        output.write(f"{json.dumps({'faults': [_fault(fault) for fault in record.report.faults]})}\n")
+
+
+def _verdict(run: RunReport) -> dict[str, Any]:
+    return {
+        "state": run.state,
+        "count": run.events,
+        "first": run.first,
+        "last": run.last,
+        "startChecked": run.start_checked,
+        "fault": None if run.fault is None else _fault(run.fault),
+    }
+
+
+def _fault(fault: Fault) -> dict[str, Any]:
+    return {"kind": fault.kind, "line": fault.line, "text": fault.text}
+
+
+def _open(path: str) -> IO[bytes]:
+    """A file that can be read twice. Raises EvidenceError."""
+    try:
+        given = open(0, "rb", closefd=False) if path == "-" else open(path, "rb")  # noqa: SIM115  # the caller closes it
+        if given.seekable():
+            return given
+        from shutil import copyfileobj
+        from tempfile import TemporaryFile
+
+        with given:
+            copy = TemporaryFile()
+            copyfileobj(given, copy)
+            copy.seek(0)
+            return copy
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        why = os_error_text(error) if isinstance(error, OSError) else error
+        raise EvidenceError(f"cannot read {_shown(path)}: {why}") from error
+
+
+def _shown(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Every line with its place. Of one that is too long to be an event, only a beginning that is too long, too."""
+    longest = MAX_LINE_BYTES + 2
+    place = file.tell()
+    while line := file.readline(longest):
+        length = len(line)
+        if length == longest and not line.endswith(b"\n"):
+            while rest := file.readline(longest):
+                length += len(rest)
+                if rest.endswith(b"\n"):
+                    line += b"\n"
+                    break
+        yield place, line
+        place += length
+
+
+def _lines_at(file: IO[bytes], places: array[int]) -> Iterator[bytes]:
+    for place in places:
+        file.seek(place)
+        yield file.readline(MAX_LINE_BYTES + 2).removesuffix(b"\n")
+
+
+def _modified(path: str) -> float:
+    try:
+        return os.stat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def _painted(text: str, colour: str, *, paint: bool) -> str:
+    if not paint:
+        return text
+    return click.style(text, bold=True) if colour == "bold" else click.style(text, fg=colour)

@@ -1,0 +1,202 @@
+"""Events in words: what happened in a run, one line per event, and the verdict on its chain.
+
+Everything in an event may come from somebody hostile: text is shown with control, formatting and bidirectional characters as escapes, and
+no value is expected to have the type that it should have.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from cellos.core import events
+from cellos.core.events import Event, SignedEnvelope
+from cellos.core.evidence.verify import RunReport
+from cellos.core.ids import TimeSyntaxError, unix_ns
+
+LONGEST_TEXT = 400
+DIGITS_SHOWN = 12
+_COMMON = frozenset({"cellId", "specId", "runId", "correlation", "tenantId", "placement", "chain", "schemaVersion"})
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def visible(text: str) -> str:
+    """Text that a terminal shows as it is, cut to a bearable length."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]}… ({len(text)} characters)"
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
+
+
+def header(report: RunReport, first: Event, envelope: SignedEnvelope | None) -> str:
+    """Which run this is."""
+    parts = [f"cell {visible(report.cell_id)}", f"run {visible(report.run_id)}"]
+    if report.spec_id is not None and report.spec_id != report.cell_id:
+        parts.append(f"spec {visible(report.spec_id)}")
+    if report.spec_hash is not None:
+        parts.append(f"spec sha256 {report.spec_hash[:DIGITS_SHOWN]}…")
+    if first.time is not None:
+        parts.append(f"from {visible(first.time)}")
+    if envelope is not None:
+        parts.append(f"signed as {visible(envelope.signer_kid)} (signatures are not checked here)")
+    return ", ".join(parts)
+
+
+def event_lines(event: Event, start_ns: int | None) -> Iterator[str]:
+    """One event: a line, and where it says more than fits one, some that are indented below it."""
+    label, describe = _TYPES.get(event.type, (_generic_label(event.type), _generic))
+    first, *more = list(describe(event.members)) or [""]
+    yield f"{_since(event, start_ns):>14}  {label:<13}  {first}".rstrip()
+    for line in more:
+        yield f"{'':14}  {'':13}  {line}"
+
+
+def verdict(report: RunReport) -> str:
+    """What the chain says about the run."""
+    count = f"{report.events} event{'' if report.events == 1 else 's'}"
+    if report.state == "broken":
+        return f"chain BROKEN: {visible(str(report.fault))}"
+    if report.state == "unchained":
+        return f"no chain: none of the {count} carries a link to the one before, so nothing can be verified"
+    ends = f"first {str(report.first)[:DIGITS_SHOWN]} last {str(report.last)[:DIGITS_SHOWN]}"
+    if report.state == "unfinished":
+        return f"chain unfinished: {count} fit, {ends}, but no `destroyed`: it still runs, its supervisor died, or the end was cut off"
+    return f"chain verified: {count}, {ends}" + ("" if report.start_checked else "; no spec hash to check the start with")
+
+
+def start_of(event: Event) -> int | None:
+    """The time of an event in nanoseconds, where it has one that can be read."""
+    try:
+        return None if event.time is None else unix_ns(event.time)
+    except TimeSyntaxError:
+        return None
+
+
+def _since(event: Event, start_ns: int | None) -> str:
+    now = start_of(event)
+    if now is None or start_ns is None:
+        return "?"
+    milliseconds = (now - start_ns) / 1_000_000
+    return f"{milliseconds:+.1f} ms" if abs(milliseconds) < 10_000 else f"{milliseconds / 1000:+.3f} s"
+
+
+# What each type tells. The functions take `data` and yield lines.
+
+_Describe = Callable[[Mapping[str, Any]], Iterator[str]]
+
+
+def _started(data: Mapping[str, Any]) -> Iterator[str]:
+    enforced, limits, unbounded = data.get("enforced"), data.get("limits"), data.get("unbounded")
+    isolated = enforced is None or enforced != []
+    yield f"{_text(data, 'backend', 'backend not named')}, ttl {_text(data, 'ttlSeconds')} s" + (
+        "" if isolated else ", NOTHING IS ENFORCED"
+    )
+    if isinstance(enforced, list) and enforced:
+        yield f"enforced: {', '.join(_value(each) for each in enforced)}"
+    if isinstance(limits, dict) and limits:
+        yield f"limits: {', '.join(_limit(name, value) for name, value in limits.items())}"
+    if isinstance(unbounded, list) and unbounded:
+        yield f"not limited: {', '.join(_value(each) for each in unbounded)}"
+
+
+def _spawned(data: Mapping[str, Any]) -> Iterator[str]:
+    argc = data.get("argc")
+    rest = f" with {argc - 1} argument{'' if argc == 2 else 's'}" if isinstance(argc, int) and argc > 1 else ""
+    yield f"{_text(data, 'program')}{rest}"
+
+
+def _completed(data: Mapping[str, Any]) -> Iterator[str]:
+    spawn_error, signal = data.get("spawnError"), data.get("signal")
+    if spawn_error is not None:
+        end = _value(spawn_error)
+    elif signal is not None:
+        end = f"killed by {_signal(signal)}"
+    else:
+        end = f"exit code {_text(data, 'exitCode')}"
+    yield f"{end}, {_text(data, 'durationMs')} ms: {_command(data.get('argv'))}"
+
+
+def _touched(data: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{_text(data, 'sourcePath')} for artifact {_text(data, 'artifactName')}"
+
+
+def _exported(data: Mapping[str, Any]) -> Iterator[str]:
+    receipt = data.get("receipt")
+    place = receipt if isinstance(receipt, dict) else data  # older events have its members beside the name
+    yield f"{_text(data, 'artifactName')} to {_text(place, 'destination')}, {_text(place, 'bytesWritten')} bytes"
+
+
+def _export_failed(data: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{_text(data, 'artifactName')}: {_text(data, 'reason')}"
+
+
+def _destroyed(data: Mapping[str, Any]) -> Iterator[str]:
+    reason = f": {_text(data, 'reason')}" if "reason" in data else ""
+    residue = {"none": "; nothing left behind", "documented_exception": "; SOMETHING WAS LEFT BEHIND"}.get(
+        str(data.get("residueClass")), ""
+    )
+    yield f"{_text(data, 'outcome')}{reason}{residue}"
+    left = data.get("residueException")
+    for each in left if isinstance(left, list) else []:
+        yield f"left behind: {_text(each, 'kind')} {_text(each, 'detail')}" if isinstance(each, dict) else f"left behind: {_value(each)}"
+
+
+def _generic(data: Mapping[str, Any]) -> Iterator[str]:
+    yield visible(", ".join(f"{name} {_value(value)}" for name, value in data.items() if name not in _COMMON))
+
+
+_TYPES: dict[str, tuple[str, _Describe]] = {
+    events.STARTED: ("started", _started),
+    events.PROCESS_SPAWNED: ("spawned", _spawned),
+    events.COMMAND_COMPLETED: ("completed", _completed),
+    events.FS_TOUCH: ("reading", _touched),
+    events.EXPORT_COMPLETED: ("exported", _exported),
+    events.EXPORT_FAILED: ("export failed", _export_failed),
+    events.DESTROYED: ("destroyed", _destroyed),
+}
+
+
+def _generic_label(event_type: str) -> str:
+    """`dev.cellos.events.cell.observability.v1.network_scope` is "network scope"."""
+    return visible(event_type.removeprefix(events.PREFIX).rpartition(".")[2].replace("_", " "))
+
+
+def _text(data: Mapping[str, Any], name: str, absent: str = "?") -> str:
+    value = data.get(name)
+    return absent if value is None else _value(value)
+
+
+def _value(value: object) -> str:
+    if isinstance(value, str):
+        return visible(value)
+    from json import dumps  # as it stands in the event
+
+    return visible(dumps(value, ensure_ascii=False))
+
+
+def _command(argv: object) -> str:
+    """A command line that a shell would take apart in the same way."""
+    if not isinstance(argv, list):
+        return _value(argv)
+    return visible(" ".join(shlex.quote(each) if isinstance(each, str) else _value(each) for each in argv))
+
+
+def _signal(number: object) -> str:
+    import signal
+
+    try:
+        return signal.Signals(number).name if isinstance(number, int) else f"signal {_value(number)}"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _limit(name: str, value: object) -> str:
+    """`memoryBytes: 536870912` is "memory 512 MiB"; other names stay as they are."""
+    if not name.endswith("Bytes") or not isinstance(value, int):
+        return f"{visible(name)} {_value(value)}"
+    unit = 0
+    while value and value % 1024 == 0 and unit < len(_UNITS) - 1:
+        value, unit = value // 1024, unit + 1
+    return f"{visible(name.removesuffix('Bytes'))} {value} {_UNITS[unit]}"
