@@ -1,0 +1,115 @@
+"""What `cellos run` says to people at the end: one line, and hints where a run failed for a reason that has a known cure."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cellos.client.local import Options
+    from cellos.ports import Isolation
+    from cellos.supervisor.run import CellOutcome
+
+SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/etc/", "/dev/", "/proc/", "/sys/")
+"""What a cell has of the system; nothing is to be added there."""
+OWN = ("/", "/tmp", "/work", "/var", "/var/tmp", "/run", "/home", "/root", "/mnt", "/opt")
+"""Directories of the cell's own, which cannot be replaced as a whole."""
+
+
+def closing_line(program: str, outcome: "CellOutcome", evidence: str | None, code: int) -> str:
+    """How it ended and how long it took; what isolated it; where the record is."""
+    parts = [f"cellos: {how_it_ended(program, outcome, code)}", what_held_it(outcome.isolation)]
+    if outcome.residue:
+        parts.append("left behind: " + ", ".join(f"{each.kind} {each.detail}" for each in outcome.residue))
+    if evidence is not None:
+        parts.append(f"events {evidence}")
+    return " · ".join(parts)
+
+
+def how_it_ended(program: str, outcome: "CellOutcome", code: int) -> str:
+    """A clause: `exit 3 in 34 ms`, `time-out after 2 s`, …"""
+    command = outcome.command
+    if command is None:
+        return f"failed: {outcome.reason}"
+    took = duration(command.duration_ms)
+    if outcome.interrupted:
+        return f"stopped after {took}"
+    if outcome.timed_out is not None:
+        return f"time-out after {duration(outcome.timed_out.milliseconds)}"
+    if command.spawn_error is not None:
+        return f"cannot start {program}: {command.spawn_error}"
+    if command.oom_killed and code != 0:
+        return f"out of memory after {took} ({limit(outcome.isolation, 'memoryBytes')})"
+    if command.signal is not None:
+        return f"ended by {signal_name(command.signal)} after {took}"
+    if command.exit_code is None:
+        return f"failed: {outcome.reason}"
+    if command.exit_code == 0 and outcome.reason is not None:
+        return f"exit 0 in {took}, but {outcome.reason}"
+    return f"exit {command.exit_code} in {took}"
+
+
+def what_held_it(isolation: "Isolation") -> str:
+    """`linux: 7 namespaces, seccomp, landlock, no network, memory 512 MiB`."""
+    if not isolation.enforced:
+        return f"{isolation.backend}: not isolated"
+    namespaces = sum(name.endswith("-namespace") for name in isolation.enforced)
+    parts = [f"{namespaces} namespaces"] if namespaces else []
+    parts += [name for name in ("seccomp", "landlock") if name in isolation.enforced]
+    if "no-network" in isolation.enforced:
+        parts.append("no network")
+    parts.append(f"memory {limit(isolation, 'memoryBytes')}")
+    return f"{isolation.backend}: {', '.join(parts)}"
+
+
+def limit(isolation: "Isolation", name: str) -> str:
+    """A limit in bytes, for people."""
+    value = isolation.limits.get(name)
+    if value is None:
+        return "unbounded"
+    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= factor and value % factor == 0:
+            return f"{value // factor} {unit}"
+    return f"{value} bytes"
+
+
+def duration(milliseconds: int) -> str:
+    """A time for people."""
+    return f"{milliseconds} ms" if milliseconds < 10_000 and milliseconds % 1000 else f"{milliseconds / 1000:.4g} s"
+
+
+def signal_name(number: int) -> str:
+    """`signal 9 (SIGKILL)`."""
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
+    """What to add to the command line, where the failure is of a kind that an option cures."""
+    if outcome.command is None or outcome.reason is None or outcome.interrupted or outcome.timed_out is not None:
+        return
+    if outcome.command.spawn_error is not None:
+        found = shutil.which(options.argv[0])
+        if found is not None and not _visible(options, found):
+            directory = os.path.dirname(os.path.realpath(found))
+            yield f"{options.argv[0]} is {found} on this host: add --ro {directory}, and name it by its full path"
+            return
+    for argument in options.argv:
+        if not argument or argument.startswith("-") or not os.path.exists(argument):
+            continue
+        if os.path.isabs(argument):
+            if not _visible(options, argument):
+                directory = argument if os.path.isdir(argument) else os.path.dirname(argument)
+                yield f"{argument} is not visible in the cell: add --ro {argument if directory in OWN else directory}"
+                return
+        elif options.here is None:
+            yield f"{argument} exists here: add --here"
+            return
+
+
+def _visible(options: "Options", path: str) -> bool:
+    shown = [*SYSTEM, *(directory.rstrip("/") + "/" for directory in (*options.read_only, *([options.here] if options.here else [])))]
+    return (os.path.realpath(path) + "/").startswith(tuple(shown)) or (os.path.abspath(path) + "/").startswith(tuple(shown))

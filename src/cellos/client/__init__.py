@@ -1,0 +1,1 @@
+"""CellOS from Python."""
