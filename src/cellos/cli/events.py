@@ -173,7 +173,7 @@ def _open(path: str) -> IO[bytes]:
         from tempfile import TemporaryFile
 
         with given:
-            copy = TemporaryFile()
+            copy = TemporaryFile()  # noqa: SIM115  # as above
             copyfileobj(given, copy)
             copy.seek(0)
             return copy

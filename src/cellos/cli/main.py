@@ -7,6 +7,7 @@ Exit codes. `cellos run` passes on the command's own, so everything of ours is 1
 failure. 130 is an interrupt, 141 an output that nobody reads any more.
 """
 
+import errno
 import gc
 import os
 import sys
@@ -22,6 +23,7 @@ FAILURE = 1
 USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+_OUTPUT_LOST = "cannot write to standard output: "
 
 
 def main() -> None:
@@ -87,13 +89,15 @@ def _flushed(code: int, failure: int) -> int:
         if isinstance(error, BrokenPipeError):
             return code or BROKEN_PIPE
         if not code:
-            say(f"cellos: cannot write to standard output: {error.strerror}")
+            say(f"cellos: {_OUTPUT_LOST}{error.strerror}")
         return code or failure
     return code
 
 
 def _internal_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            return _OUTPUT_LOST + error.strerror
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     place = error.__traceback__
     while place is not None and place.tb_next is not None:

@@ -59,7 +59,7 @@ def verdict(report: RunReport) -> str:
     if report.state == "broken":
         return f"chain BROKEN: {visible(str(report.fault))}"
     if report.state == "unchained":
-        return f"no chain: none of the {count} carries a link to the one before, so nothing can be verified"
+        return f"no chain: {count} without a link to the one before, so nothing can be verified"
     ends = f"first {str(report.first)[:DIGITS_SHOWN]} last {str(report.last)[:DIGITS_SHOWN]}"
     if report.state == "unfinished":
         return f"chain unfinished: {count} fit, {ends}, but no `destroyed`: it still runs, its supervisor died, or the end was cut off"
@@ -90,9 +90,7 @@ _Describe = Callable[[Mapping[str, Any]], Iterator[str]]
 def _started(data: Mapping[str, Any]) -> Iterator[str]:
     enforced, limits, unbounded = data.get("enforced"), data.get("limits"), data.get("unbounded")
     isolated = enforced is None or enforced != []
-    yield f"{_text(data, 'backend', 'backend not named')}, ttl {_text(data, 'ttlSeconds')} s" + (
-        "" if isolated else ", NOTHING IS ENFORCED"
-    )
+    yield f"backend {_text(data, 'backend')}, ttl {_text(data, 'ttlSeconds')} s" + ("" if isolated else ", NOTHING IS ENFORCED")
     if isinstance(enforced, list) and enforced:
         yield f"enforced: {', '.join(_value(each) for each in enforced)}"
     if isinstance(limits, dict) and limits:
@@ -163,9 +161,9 @@ def _generic_label(event_type: str) -> str:
     return visible(event_type.removeprefix(events.PREFIX).rpartition(".")[2].replace("_", " "))
 
 
-def _text(data: Mapping[str, Any], name: str, absent: str = "?") -> str:
+def _text(data: Mapping[str, Any], name: str) -> str:
     value = data.get(name)
-    return absent if value is None else _value(value)
+    return "?" if value is None else _value(value)
 
 
 def _value(value: object) -> str:
@@ -193,7 +191,9 @@ def _signal(number: object) -> str:
 
 
 def _limit(name: str, value: object) -> str:
-    """`memoryBytes: 536870912` is "memory 512 MiB"; other names stay as they are."""
+    """`memoryBytes: 536870912` is "memory 512 MiB", `cpuMicrosPerSecond: 500000` is "cpu 0.5"; other names stay as they are."""
+    if name == "cpuMicrosPerSecond" and isinstance(value, int):
+        return f"cpu {value / 1_000_000:g}"
     if not name.endswith("Bytes") or not isinstance(value, int):
         return f"{visible(name)} {_value(value)}"
     unit = 0

@@ -151,14 +151,18 @@ class TestFold:
         assert history is not None
         assert len(history.superseded) <= 8
 
-    @pytest.mark.parametrize("data", [None, [], "text", {}, {"cellId": "c"}, {"specId": "s"}, {"cellId": 1, "specId": "s"}, {"cellId": "c", "specId": None}])
+    @pytest.mark.parametrize(
+        "data", [None, [], "text", {}, {"cellId": "c"}, {"specId": "s"}, {"cellId": 1, "specId": "s"}, {"cellId": "c", "specId": None}]
+    )
     def test_events_that_name_no_cell_are_ignored(self, data: object) -> None:
         assert fold(None, Event(id="x", source="t", type=STARTED, data=data)) is None
 
     def test_other_types_are_ignored(self) -> None:
         assert fold(None, event(FS_TOUCH)) is None
 
-    @pytest.mark.parametrize(("value", "kept"), [(2**31, -(2**31)), (-1, -1), (2**32 + 3, 3), (True, None), ("3", None), (1.0, None), (None, None)])
+    @pytest.mark.parametrize(
+        ("value", "kept"), [(2**31, -(2**31)), (-1, -1), (2**32 + 3, 3), (True, None), ("3", None), (1.0, None), (None, None)]
+    )
     def test_exit_code_is_an_integer_of_32_bits(self, value: object, kept: int | None) -> None:
         record = folded([event(COMMAND_COMPLETED, exitCode=value)])
         assert record is not None
@@ -167,13 +171,18 @@ class TestFold:
     @given(
         st.lists(
             st.builds(
-                lambda kind, run, time, data: Event(id="x", source="t", type=kind, time=time, data=data | ({} if run is None else {"runId": run})),
+                lambda kind, run, time, data: Event(
+                    id="x", source="t", type=kind, time=time, data=data | ({} if run is None else {"runId": run})
+                ),
                 st.sampled_from([STARTED, COMMAND_COMPLETED, DESTROYED]),
                 st.none() | st.sampled_from(["r1", "r2"]) | st.integers(),
                 st.none() | st.text(max_size=5) | st.just("2026-01-01T00:00:00Z"),
                 st.fixed_dictionaries(
                     {"cellId": st.just("c"), "specId": st.text(max_size=2)},
-                    optional={key: st.none() | st.integers() | st.text(max_size=3) | st.just({"formationId": 5}) for key in ("exitCode", "outcome", "correlation")},
+                    optional={
+                        key: st.none() | st.integers() | st.text(max_size=3) | st.just({"formationId": 5})
+                        for key in ("exitCode", "outcome", "correlation")
+                    },
                 ),
             )
         )

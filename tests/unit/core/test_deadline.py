@@ -26,7 +26,9 @@ from cellos.errors import ConfigError
         (0, None, 5, 0, "ttl"),
     ],
 )
-def test_the_shortest_holds_and_ties_go_to_the_most_specific(ttl: int, spec: int | None, env: int | None, milliseconds: int, source: Source) -> None:
+def test_the_shortest_holds_and_ties_go_to_the_most_specific(
+    ttl: int, spec: int | None, env: int | None, milliseconds: int, source: Source
+) -> None:
     deadline = choose(ttl, spec, env)
     assert (deadline.milliseconds, deadline.source, deadline.ttl_seconds) == (milliseconds, source, ttl)
     assert deadline.seconds == milliseconds / 1000
@@ -51,7 +53,9 @@ def test_texts(ttl: int, spec: int | None, env: int | None, text: str) -> None:
     assert choose(ttl, spec, env).text == text
 
 
-@pytest.mark.parametrize(("text", "value"), [("1", 1), ("+5", 5), (" 250 ", 250), ("007", 7), (str(2**64 - 1), 2**64 - 1), ("0" * 9000 + "9", 9)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", 1), ("+5", 5), (" 250 ", 250), ("007", 7), (str(2**64 - 1), 2**64 - 1), ("0" * 9000 + "9", 9)]
+)
 def test_run_timeout(text: str, value: int) -> None:
     assert parse_run_timeout(text) == value
 

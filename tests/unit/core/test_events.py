@@ -36,7 +36,14 @@ FULL_RUN = RunIdentity(
     spec_id="demo-build",
     run_id="run-0042",
     spec_hash="f2" * 32,
-    correlation={"platform": "custom", "externalRunId": None, "externalJobId": None, "labels": None, "tenantId": "acme", "correlationId": "corr-7"},
+    correlation={
+        "platform": "custom",
+        "externalRunId": None,
+        "externalJobId": None,
+        "labels": None,
+        "tenantId": "acme",
+        "correlationId": "corr-7",
+    },
     tenant_id="acme",
     placement={"poolId": "pool-a"},
 )
@@ -74,7 +81,10 @@ class TestCanonicalBytes:
 
     def test_eight_members_in_order_and_nulls_kept(self) -> None:
         line = canonical_bytes(Event(id="1", source="s", type="t"))
-        assert line == b'{"specversion":"1.0","id":"1","source":"s","type":"t","datacontenttype":null,"data":null,"time":null,"traceparent":null}'
+        assert (
+            line
+            == b'{"specversion":"1.0","id":"1","source":"s","type":"t","datacontenttype":null,"data":null,"time":null,"traceparent":null}'
+        )
 
     def test_data_is_sorted_by_code_point_at_every_depth(self) -> None:
         data = {"\U0001f600": 1, "\uffff": 2, "é": 3, "z": 4, "a": [{"b": 1, "B": 2}], "aa": 5, "": 6}
@@ -193,9 +203,18 @@ def written(draft: Draft) -> dict[str, Any]:
 
 class TestConstructors:
     def test_started(self) -> None:
-        draft = events.started(RUN, ttl_seconds=300, isolation={"backend": "linux", "enforced": ["pid"], "limits": {"pids": 64}, "unbounded": []})
+        draft = events.started(
+            RUN, ttl_seconds=300, isolation={"backend": "linux", "enforced": ["pid"], "limits": {"pids": 64}, "unbounded": []}
+        )
         assert draft.type == "dev.cellos.events.cell.lifecycle.v1.started"
-        expected = {"backend": "linux", "enforced": ["pid"], "limits": {"pids": 64}, "unbounded": [], "ttlSeconds": 300, "specHash": "f2" * 32}
+        expected = {
+            "backend": "linux",
+            "enforced": ["pid"],
+            "limits": {"pids": 64},
+            "unbounded": [],
+            "ttlSeconds": 300,
+            "specHash": "f2" * 32,
+        }
         assert written(draft) == ABOUT | expected
 
     def test_isolation_never_replaces_what_binds_the_event(self) -> None:
@@ -221,7 +240,9 @@ class TestConstructors:
         assert draft.type == "dev.cellos.events.cell.command.v1.completed"
         assert written(draft) == ABOUT | {"argv": ["/bin/sh", "-c", "exit 3"], "exitCode": 3, "durationMs": 4}
 
-    @pytest.mark.parametrize("end", [{"signal": 9}, {"spawn_error": "No such file or directory"}, {"signal": 9, "spawn_error": "timed out"}])
+    @pytest.mark.parametrize(
+        "end", [{"signal": 9}, {"spawn_error": "No such file or directory"}, {"signal": 9, "spawn_error": "timed out"}]
+    )
     @pytest.mark.parametrize("exit_code", [None, 0, 137])
     def test_a_command_that_did_not_exit_has_no_exit_code(self, end: dict[str, Any], exit_code: int | None) -> None:
         data = written(events.command_completed(RUN, argv=["x"], exit_code=exit_code, duration_ms=4, **end))

@@ -247,7 +247,7 @@ class _Run:
         if event.type == DESTROYED and not self.closed:
             self.closed_line = read.line
             if link is not None and link.count != link.seq + 1:
-                self.fail("wrong count", read.line, f"destroyed counts {link.count} events, but is event {link.seq} counted from 0")
+                self.fail("wrong count", read.line, f"destroyed says there are {link.count} events, but is number {link.seq + 1}")
 
     def note_unlinked(self, read: _Read) -> None:
         """An event of this run without a chain."""
@@ -326,7 +326,7 @@ class _Run:
                 self.fail(
                     "edited",
                     self._last_line,
-                    f"has the digest {_short(self.head)}, but line {line} was written after one with {_short(link.prev)}",
+                    f"is not what line {line} was written after: its digest is {_short(self.head)}, not {_short(link.prev)}",
                 )
                 self._doubted = True
             return True

@@ -10,7 +10,11 @@ from cellos.errors import ConfigError
 NAMES = st.sampled_from(["argv", "path", "reason", "Argv", "x"])
 DATA = st.dictionaries(
     NAMES,
-    st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=4), lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner), max_leaves=12),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+        lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner),
+        max_leaves=12,
+    ),
 )
 
 

@@ -31,7 +31,9 @@ def record(
     lines = []
     for number, draft in enumerate(drafts):
         linked = Draft(draft.type, chain.link(draft.data, final=draft.type == DESTROYED))
-        line = canonical_bytes(finished(linked, event_id=f"{run}-{nonce[:4]}-{number}", time=f"2026-01-01T00:00:{number % 60:02d}.000000000+00:00"))
+        line = canonical_bytes(
+            finished(linked, event_id=f"{run}-{nonce[:4]}-{number}", time=f"2026-01-01T00:00:{number % 60:02d}.000000000+00:00")
+        )
         chain.advance(line)
         lines.append(line + b"\n")
     return lines
