@@ -21,6 +21,39 @@ from cellos.errors import EvidenceError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "events"
 RUN = GOLDEN / "run.jsonl"
+TYPES = [
+    events.STARTED,
+    events.PROCESS_SPAWNED,
+    events.COMMAND_COMPLETED,
+    events.FS_TOUCH,
+    events.EXPORT_COMPLETED,
+    events.EXPORT_FAILED,
+    events.DESTROYED,
+    "other\x1b[2J.type",
+    "",
+]
+MEMBERS = [
+    "argv",
+    "backend",
+    "enforced",
+    "limits",
+    "unbounded",
+    "program",
+    "argc",
+    "spawnError",
+    "signal",
+    "exitCode",
+    "receipt",
+    "outcome",
+]
+MEMBERS += ["reason", "residueClass", "residueException", "ttlSeconds", "new\x9b"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["kind", "destination", "memoryBytes", "\x1b"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
 
 
 def call(*arguments: str | Path, text: bytes = b"") -> Result:
@@ -182,37 +215,7 @@ class TestHostileText:
         if text.isprintable() and len(text) <= timeline.LONGEST_TEXT:
             assert timeline.visible(text) == text
 
-    @given(
-        st.sampled_from(
-            [
-                events.STARTED,
-                events.PROCESS_SPAWNED,
-                events.COMMAND_COMPLETED,
-                events.FS_TOUCH,
-                events.EXPORT_COMPLETED,
-                events.EXPORT_FAILED,
-                events.DESTROYED,
-                "other\x1b[2J.type",
-                "",
-            ]
-        ),
-        st.none() | st.text(max_size=5),
-        st.recursive(
-            st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-            lambda inner: (
-                st.lists(inner, max_size=3)
-                | st.dictionaries(st.sampled_from(["kind", "destination", "memoryBytes", "\x1b"]), inner, max_size=3)
-            ),
-            max_leaves=6,
-        ).flatmap(
-            lambda value: st.dictionaries(
-                st.sampled_from(
-                    "argv backend enforced limits unbounded program argc spawnError signal exitCode receipt outcome reason residueClass residueException".split()
-                ),
-                st.just(value),
-            )
-        ),
-    )
+    @given(st.sampled_from(TYPES), st.none() | st.text(max_size=5), st.dictionaries(st.sampled_from(MEMBERS), VALUES))
     def test_any_event_becomes_printable_lines(self, kind: str, time: str | None, data: dict[str, Any]) -> None:
         event = Event(id="x", source="s", type=kind, time=time, data=data)
         lines = list(timeline.event_lines(event, 0))
