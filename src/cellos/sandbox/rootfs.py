@@ -58,6 +58,10 @@ def build(
     """
     step("stop mount propagation")
     syscalls.stop_propagation()
+    opened = []
+    for source, target, tree in mounts:  # before anything of ours hides the host's /tmp, where a source may lie
+        step(f"mount {source} at {target}")
+        opened.append((source, target, tree if tree >= 0 else syscalls.clone_tree(source, _SEALED)))
     step("new root")
     _attach(syscalls.new_mount("tmpfs", _SCRATCH, size="4m", nr_inodes="2048", mode="755"), "/tmp")
     os.chdir("/tmp")
@@ -82,11 +86,9 @@ def build(
     _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(tmp_bytes), nr_inodes=str(tmp_inodes), mode="1777"), "tmp")
     _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(shm_bytes), nr_inodes=str(tmp_inodes), mode="1777"), "dev/shm")
     os.rmdir("var/tmp")
-    os.symlink("/tmp", "var/tmp")
-    for source, target, tree in mounts:
+    os.symlink("../tmp", "var/tmp")  # relative: a mount point below it is made while "/" is still the host's
+    for source, target, tree in opened:
         step(f"mount {source} at {target}")
-        if tree < 0:
-            tree = syscalls.clone_tree(source, _SEALED)
         _make_mount_point(tree, target)
         _attach(tree, target[1:])
     step("forbid user namespaces")  # through the old /proc: the new one is read-only there
@@ -166,7 +168,7 @@ def _make_mount_point(tree: int, target: str) -> None:
     place = target[1:]
     if os.path.exists(place):
         return
-    os.makedirs(os.path.dirname(place), exist_ok=True)
+    os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
     if stat.S_ISDIR(os.fstat(tree).st_mode):
         os.mkdir(place)
     else:
