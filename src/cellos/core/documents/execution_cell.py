@@ -136,7 +136,7 @@ class Run(Wire, frozen=True, kw_only=True):
     working_directory: str | None = None
     timeout_ms: U64 | None = None
     limits: Limits | None = None
-    secret_delivery: SecretDelivery = "runtimeLeasedBroker"  # noqa: S105 - the name of a way, not a secret
+    secret_delivery: SecretDelivery = "runtimeLeasedBroker"
 
 
 class Mount(Wire, frozen=True, kw_only=True):

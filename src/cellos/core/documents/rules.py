@@ -76,7 +76,7 @@ def _kind_faults(kind: object) -> Faults:
 
 def _plain(value: str) -> str:
     """A value inside a text that shows it without quotes: one line, whatever it holds."""
-    return value if value.isprintable() else quoted(value)[1:-1]
+    return value if value.isprintable() and len(value) <= 300 else quoted(value)
 
 
 def _portable(value: str | None, text_path: str, path: str) -> Faults:
@@ -378,7 +378,7 @@ def _network(document: ExecutionCell) -> Faults:
 # The cell's own kernel interfaces and its built configuration: nothing of the host may lie there.
 _OWN_TREES = ("/proc", "/dev", "/sys", "/etc")
 # These are the cell's own directories; what lies beneath them may be mounted over.
-_OWN_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/work", "/tmp")  # noqa: S108 - names, never opened
+_OWN_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/work", "/tmp")
 
 
 # PATH_MAX of Linux counts the final NUL.

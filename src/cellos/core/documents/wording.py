@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 _SHORT_ESCAPES = {"\0": "\\0", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}
-_LONGEST = 80
+_LONG = 80
 
 
-def quoted(value: str) -> str:
-    r"""A string in double quotes, as the texts of the rules show it: `\"`, `\\`, `\n`, `\r`, `\t`, `\0`, `\u{7f}` for all else unseen."""
-    return '"' + "".join('\\"' if char == '"' else _escaped(char) for char in value) + '"'
+def quoted(value: str, *, most: int = 300) -> str:
+    r"""A string in double quotes, as the texts of the rules show it: `\"`, `\\`, `\n`, `\r`, `\t`, `\0`, `\u{7f}` for all else unseen.
+
+    Beyond `most` characters it is cut, and `…` follows the closing quote.
+    """
+    text = "".join('\\"' if char == '"' else _escaped(char) for char in value[:most])
+    return f'"{text}"' if len(value) <= most else f'"{text}"…'
 
 
 def quoted_char(char: str) -> str:
@@ -22,14 +26,9 @@ def _escaped(char: str) -> str:
 
 def member(path: str, name: str) -> str:
     """The path of a member of the object at `path`: `spec.run`, or `labels["two words"]` where a name is not a plain word."""
-    if not (name.isascii() and name.replace("-", "_").isidentifier()):
-        return f"{path}[{clipped(name)}]"
+    if not (len(name) <= _LONG and name.isascii() and name.replace("-", "_").isidentifier()):
+        return f"{path}[{quoted(name, most=_LONG)}]"
     return f"{path}.{name}" if path else name
-
-
-def clipped(value: str) -> str:
-    """`quoted`, cut where it would fill the screen."""
-    return quoted(value) if len(value) <= _LONGEST else f"{quoted(value[:_LONGEST])}…"
 
 
 def given(value: object) -> str:
@@ -44,7 +43,7 @@ def given(value: object) -> str:
         case float():
             return f"the number {value!r}"
         case str():
-            return f"the string {clipped(value)}"
+            return f"the string {quoted(value, most=_LONG)}"
         case dict():
             return "an object"
         case list():

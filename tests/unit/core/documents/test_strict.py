@@ -133,7 +133,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(JSON_VALUES, st.booleans())
-def test_every_json_value_comes_back(value: object, ascii_only: bool) -> None:  # noqa: FBT001
+def test_every_json_value_comes_back(value: object, ascii_only: bool) -> None:
     assert decode(json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 

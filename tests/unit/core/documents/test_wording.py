@@ -1,6 +1,6 @@
 import pytest
 
-from cellos.core.documents.wording import clipped, given, member, quoted, quoted_char
+from cellos.core.documents.wording import given, member, quoted, quoted_char
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,10 @@ def test_member_paths_cannot_be_misread(path: str, name: str, text: str) -> None
 
 
 def test_long_values_are_cut() -> None:
-    assert clipped("x" * 80) == '"' + "x" * 80 + '"'
-    assert clipped("x" * 81) == '"' + "x" * 80 + '"…'
+    assert quoted("x" * 300) == '"' + "x" * 300 + '"'
+    assert quoted("x" * 1_000_000) == '"' + "x" * 300 + '"…'
+    assert given("x" * 81) == 'the string "' + "x" * 80 + '"…'
+    assert member("spec", "x" * 81) == 'spec["' + "x" * 80 + '"…]'
 
 
 @pytest.mark.parametrize(
