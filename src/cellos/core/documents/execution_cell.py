@@ -24,7 +24,7 @@ U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 # msgspec has no bounds above 63 bits: the strict decoder keeps larger integers out, and only the schema needs the number.
 U64 = Annotated[int, Meta(ge=0, extra_json_schema={"maximum": U64_MAX})]
-Positive = Annotated[int, Meta(ge=0, extra_json_schema={"minimum": 1, "maximum": U64_MAX})]
+Positive = Annotated[int, Meta(ge=0, extra_json_schema={"exclusiveMinimum": 0, "maximum": U64_MAX})]
 
 NonEmpty = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
 Portable = Annotated[str, Meta(extra_json_schema={"pattern": f"^{identifiers.PORTABLE}$"})]
