@@ -14,6 +14,7 @@ End of file on `control` means that the supervisor is gone: init exits, and the 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import resource
 import select
 import signal
 import socket
+import stat
 import struct
 
 from cellos.sandbox import landlock, rootfs, seccomp, syscalls
@@ -70,6 +72,7 @@ def run(request: InitRequest, control_descriptor: int, released: int, trees: lis
         os._exit(1)
     os.close(released)
     syscalls.set_dumpable(False)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's handler would let the cell interrupt its process 1
     control = _Control(control_descriptor)
     step = ["start"]
     try:
@@ -89,8 +92,11 @@ def run(request: InitRequest, control_descriptor: int, released: int, trees: lis
 def _keep_only(*descriptors: int) -> list[int]:
     """Move what we keep above all others, close everything else, and point 0, 1 and 2 at nothing: they were the launcher's."""
     kept = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGHEST_FD_OF_OURS) for descriptor in descriptors]
-    syscalls.close_range(3, min(kept) - 1)
-    syscalls.close_range(max(kept) + 1)
+    last = 2
+    for descriptor in kept:  # ascending, as each is the lowest free number; with many mounts some of the old ones lie in between
+        syscalls.close_range(last + 1, descriptor - 1)
+        last = descriptor
+    syscalls.close_range(last + 1)
     return kept
 
 
@@ -121,7 +127,10 @@ def _confine(request: InitRequest, trees: list[int], step: list[str]) -> int:
         os.close(null)
     now("set resource limits")
     for name, value in request["limits"].items():
-        resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+        try:
+            resource.setrlimit(getattr(resource, "RLIMIT_" + name), (value, value))
+        except ValueError as error:  # what Python makes of EPERM here
+            raise OSError(errno.EPERM, str(error), f"RLIMIT_{name}={value}") from error
     now("empty the session keyring")
     syscalls.new_session_keyring()
     now("drop capabilities")
@@ -147,6 +156,8 @@ def _serve(control: _Control) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     child = _start(control, command)
+    if control.buffer:  # it came with the command
+        _obey(control, child)
     poll = select.poll()
     poll.register(control.socket, select.POLLIN)
     poll.register(woken, select.POLLIN)
@@ -154,8 +165,8 @@ def _serve(control: _Control) -> None:
         for descriptor, _ in poll.poll():
             if descriptor == woken:
                 os.read(woken, 512)
-            elif "terminate" in control.receive():
-                os.kill(child, signal.SIGTERM)
+            else:
+                _obey(control, child)
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == child:
@@ -163,6 +174,11 @@ def _serve(control: _Control) -> None:
                 os._exit(0)  # whatever else still runs here is killed by the kernel with us
             if pid == 0:
                 break
+
+
+def _obey(control: _Control, child: int) -> None:
+    if "terminate" in control.receive():
+        os.kill(child, signal.SIGTERM)
 
 
 def _start(control: _Control, message: CommandRequest) -> int:
@@ -177,13 +193,14 @@ def _start(control: _Control, message: CommandRequest) -> int:
         os.chdir(message["cwd"])
         step = "exec"
         child = os.posix_spawn(
-            _find(argv[0], environment.get("PATH", "")),
+            _find(argv[0], environment.get("PATH", os.defpath)),
             argv,
             environment,
             file_actions=actions,
             setsid=True,
-            # Python ignores these two, and exec hands that on.
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            # Exec hands on what is ignored or blocked: by Python, and by whoever started the supervisor (nohup, a background job).
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+            setsigmask=(),
         )
     except OSError as error:
         control.send({"not_started": error.errno, "step": step})
@@ -198,11 +215,17 @@ def _find(program: str, path: str) -> str:
     """Look `program` up in PATH as execvp(3) does: a file that may not be executed is remembered, one that may wins."""
     if "/" in program:
         return program
-    found: OSError | None = None
-    for directory in path.split(":"):
+    failure: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    for directory in path.split(":") if program else ():
         candidate = os.path.join(directory or ".", program)
-        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+        try:
+            mode = os.stat(candidate).st_mode
+        except PermissionError as error:
+            failure = error
+            continue
+        except OSError:
+            continue
+        if stat.S_ISREG(mode) and os.access(candidate, os.X_OK):
             return candidate
-        if os.path.exists(candidate):
-            found = PermissionError(13, "Permission denied")
-    raise found or FileNotFoundError(2, "No such file or directory")
+        failure = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    raise failure
