@@ -9,6 +9,7 @@ CURES = {
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, allow clone3 in its seccomp profile",
     "map ids": "as root keep CAP_SETUID and CAP_SETGID; as another user let AppArmor or SELinux allow user namespaces",
     "attach to control group": "run as root, or in a control group delegated to this user (systemd-run --user --scope -p Delegate=yes)",
+    "hide the launcher": "allow prctl, in a container by its seccomp profile",
     "close_range": "needs Linux 5.9 or later",
     "bring up loopback": "let AppArmor or SELinux allow capabilities inside user namespaces",
     "set the host name": "let AppArmor or SELinux allow capabilities inside user namespaces",

@@ -12,6 +12,7 @@ A request and its answer are one packet each, on a SEQPACKET socket:
 from __future__ import annotations
 
 import _thread
+import errno
 import os
 import sys
 
@@ -27,7 +28,10 @@ HELD_NAMESPACES = ("user", "pid", "mnt", "net")
 """Those that a process, a mount or a descriptor could keep alive by itself; the other three belong to the same user namespace."""
 _CHANNEL = 3
 _LARGEST_PACKET = 1 << 17
-_MOST_DESCRIPTORS = 64
+_MOST_DESCRIPTORS = 253
+"""What the kernel passes with one packet (SCM_MAX_FD)."""
+_CGROUP_REASONS = {errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EOPNOTSUPP}
+"""What clone3 answers when it may not place the child in a group; it has other words for namespaces."""
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cellos.sandbox.launcher import serve; serve(int(sys.argv[2]))"
 
 
@@ -97,17 +101,25 @@ class Launcher:
         from cellos.sandbox.descriptors import receive
 
         packet = json.dumps(request).encode()
+        if len(packet) > _LARGEST_PACKET or len(descriptors) > _MOST_DESCRIPTORS:
+            raise LauncherError(
+                "ask the launcher", errno.EMSGSIZE, f"{len(packet)} bytes and {len(descriptors)} descriptors are more than it takes"
+            )
         with self._lock:
+            if self._channel < 0:
+                raise LauncherError("ask the launcher", 0, "it was closed")
             channel = socket.socket(fileno=self._channel)
             try:
                 socket.send_fds(channel, [packet], list(descriptors))
                 data, passed = receive(channel, _LARGEST_PACKET, 1 + len(HELD_NAMESPACES))
+            except (BrokenPipeError, ConnectionResetError):
+                data = b""
             except OSError as error:
                 raise LauncherError("ask the launcher", error.errno or 0, error.strerror or str(error)) from error
             finally:
                 channel.detach()
         if not data:
-            raise LauncherError("ask the launcher", 0, "it has ended")
+            raise LauncherError("ask the launcher", 0, f"it has ended (pid {self.pid}); no cell can be made any more")
         answer = json.loads(data)
         if "failed" in answer:
             for descriptor in passed:
@@ -141,14 +153,11 @@ def serve(channel_descriptor: int) -> None:
     import signal
     import socket
 
-    from cellos.sandbox import init, syscalls
+    from cellos.sandbox import init
     from cellos.sandbox.descriptors import receive
 
-    syscalls.set_dumpable(False)
-    syscalls.close_range(channel_descriptor + 1)
+    broken = _prepare(channel_descriptor)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps our cells; the supervisor watches them through pidfds
-    if os.geteuid() == 0:
-        os.setgroups([])  # inside the cell nobody can: setgroups is denied there
     os.chdir("/")
     channel = socket.socket(fileno=channel_descriptor)
     gc.disable()
@@ -161,16 +170,37 @@ def serve(channel_descriptor: int) -> None:
         passed: list[int] = []
         answer: object
         try:
+            if broken:
+                raise broken
             pid, passed = _clone(request, descriptors, init.run)
             answer = {"pid": pid}
         except _Failed as failure:
             answer = {"failed": failure.step, "errno": failure.errno, "text": failure.text}
+        except OSError as error:
+            answer = {"failed": "prepare the clone", "errno": error.errno or 0, "text": error.strerror or str(error)}
         try:
             socket.send_fds(channel, [json.dumps(answer).encode()], passed)
         except BrokenPipeError:
             os._exit(0)
         for descriptor in [*descriptors, *passed]:
             os.close(descriptor)
+
+
+def _prepare(channel: int) -> _Failed | None:
+    """Hide this process, close what it inherited, drop its groups; what failed is the answer to every request."""
+    from cellos.sandbox import syscalls
+
+    step = "hide the launcher"
+    try:
+        syscalls.set_dumpable(False)
+        step = "close_range"
+        syscalls.close_range(channel + 1)
+        step = "map ids"
+        if os.geteuid() == 0:
+            os.setgroups([])  # inside the cell nobody can: setgroups is denied there
+    except OSError as error:
+        return _Failed(step, error)
+    return None
 
 
 class _Failed(Exception):
@@ -207,8 +237,8 @@ def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[i
         uid, gid = request["ids"]
         for name, text in (("setgroups", "deny"), ("uid_map", f"{rootfs.CELL_ID} {uid} 1"), ("gid_map", f"{rootfs.CELL_ID} {gid} 1")):
             _write(f"/proc/{pid}/{name}", text)
-        for name in HELD_NAMESPACES:
-            passed.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+        for name in HELD_NAMESPACES:  # one by one, so that those that were opened are closed when the next one fails
+            passed.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401
         step = "attach to control group"
         for path in request["attach"]:
             _write(path, str(pid))
@@ -216,6 +246,8 @@ def _clone(request: CloneRequest, descriptors: list[int], init: Init) -> tuple[i
     except OSError as error:
         for descriptor in passed:
             os.close(descriptor)  # without the letter the child ends by itself
+        if step == "clone3" and cgroup >= 0 and error.errno in _CGROUP_REASONS:
+            step = "attach to control group"
         raise _Failed(step, error) from error
     finally:
         syscalls.set_dumpable(False)
