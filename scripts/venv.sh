@@ -70,12 +70,24 @@ fingerprint() { # fingerprint runtime|dev
     } | sha256sum | cut -d' ' -f1
 }
 
-install_packages() { # install_packages OPTION…: with uv where it is there
+install_packages() { # install_packages OPTION…: with uv where it is there, and pip where uv cannot
     if [ "$use_uv" = yes ]; then
-        uv pip install --quiet --compile-bytecode --python "$venv/bin/python" "$@"
-    else
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-warn-script-location "$@"
-    fi || die "the installation failed (see above); the package index must be reachable the first time"
+        timeout 60 uv pip install --quiet --compile-bytecode --python "$venv/bin/python" "$@" && return
+        say "uv did not manage, trying pip"
+        use_uv=no
+    fi
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-warn-script-location "$@" \
+        || die "the installation failed (see above); the package index must be reachable the first time"
+}
+
+make_venv() {
+    say "making $venv with $python"
+    if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        "$python" -m venv "$venv" >&2 && return
+    elif [ "$use_uv" = yes ]; then
+        timeout 60 uv venv --quiet --allow-existing --seed --python "$python" "$venv" && return
+    fi
+    die "cannot make a virtual environment with $python (Debian: apt-get install python3-venv)"
 }
 
 prepare() { # prepare runtime|dev
@@ -83,6 +95,7 @@ prepare() { # prepare runtime|dev
     choose_venv
     choose_python
     want=$(fingerprint "$lock")
+    if [ ! -w "${XDG_CACHE_HOME:-${HOME:-}}" ]; then export PIP_NO_CACHE_DIR=1 UV_NO_CACHE=1; fi
     [ "$(cat "$venv/.installed-$lock" 2>/dev/null)" = "$want" ] && return
     mkdir -p "$venv"
     exec {turn}>"$venv/.lock" # two scripts at once: the second waits, and finds the work done
@@ -93,12 +106,7 @@ prepare() { # prepare runtime|dev
             if [ ! -e "$venv/pyvenv.cfg" ] && [ -n "$(ls -A "$venv" | grep -vx .lock)" ]; then
                 die "$venv holds other things than a virtual environment: set CELLOS_VENV to a new directory"
             fi
-            say "making $venv with $python"
-            if [ "$use_uv" = yes ]; then
-                uv venv --quiet --allow-existing --seed --python "$python" "$venv" || die "uv venv failed"
-            else
-                "$python" -m venv "$venv" >&2 || die "cannot make a virtual environment with $python (Debian: apt-get install python3-venv)"
-            fi
+            make_venv
         fi
         rm -f "$venv"/.installed-*
         say "installing the locked dependencies ($lock)"
