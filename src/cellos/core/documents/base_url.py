@@ -70,6 +70,9 @@ def _host(parts: SplitResult) -> str:
     from ipaddress import IPv4Address, IPv6Address
 
     written = parts.hostname or ""
+    # The longest name that DNS can carry; the punycode of long text is slow.
+    if len(written) > 253:
+        raise ValueError(written)
     if "[" in parts.netloc:
         # Only an address may stand in brackets, and nothing but a port behind it.
         if not re.search(r"(?:^|@)\[[^\[\]%]*\](?::[0-9]*)?$", parts.netloc):

@@ -39,7 +39,7 @@ Faults = Iterator[Fault]
 
 
 class Rule(NamedTuple):
-    """`row` is its place in the table of the reference documentation; None for our own rules."""
+    """`row` is its number in the order of CellOS 0.5; None for our own rules."""
 
     row: int | None
     name: str

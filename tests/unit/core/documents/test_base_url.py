@@ -20,6 +20,7 @@ OTHER_SCHEME = "must use http or https"
         ("http://[2001:DB8:0::1]:81/x", BaseUrl("http", "[2001:db8::1]", 81)),
         ("http://u@[::1]", BaseUrl("http", "[::1]", 80)),
         ("http://example.com./", BaseUrl("http", "example.com.", 80)),
+        ("http://" + "a." * 126 + "a", BaseUrl("http", "a." * 126 + "a", 80)),
         ("http://localhost", BaseUrl("http", "localhost", 80)),
         ("http://under_score.example", BaseUrl("http", "under_score.example", 80)),
     ],
@@ -72,6 +73,8 @@ def test_scheme_host_and_port(text: str, url: BaseUrl) -> None:
         "http://fa\u00dfade.example",
         "http://a\u200db.example",
         "http://a^b.example",
+        "http://" + "a." * 127,
+        "http://" + "ü.b" * 100_000,
         "http://a|b.example",
     ],
 )
