@@ -6,7 +6,6 @@ Everything here is done with the commands that users have, `cellos run` and `cel
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -39,27 +38,22 @@ def call(cellos: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def run(cellos: str, *arguments: str) -> dict[str, object]:
-    """`cellos run --json`: shows what the command printed, returns the report."""
-    done = call(cellos, "run", "--json", *arguments)
-    report: dict[str, object] = {}
-    for stream in (done.stdout, done.stderr):
-        for line in stream.splitlines():
-            if line.startswith("{") and '"runId"' in line:
-                report = json.loads(line)
-            else:
-                indented(line)
-    if not report:
-        call_doctor = subprocess.run([cellos, "doctor"], stdin=subprocess.DEVNULL, check=False)
-        raise DemoError(
-            f"no cell was run (exit {done.returncode}); cellos doctor says above what is missing (exit {call_doctor.returncode})"
-        )
-    return report
+def run(cellos: str, *arguments: str) -> tuple[int, str]:
+    """`cellos run`: shows what was printed; returns the exit code and the path of the record."""
+    done = call(cellos, "run", *arguments)
+    indented(done.stdout)
+    indented(done.stderr)
+    record = re.search(r"events (/.+\.jsonl)$", done.stderr, re.MULTILINE)
+    if record is None:
+        subprocess.run([cellos, "doctor"], stdin=subprocess.DEVNULL, check=False)
+        raise DemoError(f"no cell was run (exit {done.returncode}); what `cellos doctor` says of this host stands above")
+    return done.returncode, record[1]
 
 
 def show_events(cellos: str, path: str, *, expect_sound: bool) -> None:
+    """`cellos events`: the whole of a sound record, the verdict on a broken one."""
     done = call(cellos, "events", path)
-    indented(done.stdout + done.stderr)
+    indented("\n".join(line for line in (done.stdout + done.stderr).splitlines() if expect_sound or line.startswith("chain")))
     if (done.returncode == 0) != expect_sound:
         raise DemoError(f"`cellos events` exited {done.returncode}, the chain should {'be sound' if expect_sound else 'be broken'}")
 
@@ -80,12 +74,12 @@ def living(name: str) -> list[int]:
 def show_benign(cellos: str, scratch: str) -> None:
     title("A benign program does its work")
     brought = os.path.join(scratch, "report.json")
-    report = run(cellos, "--here", "--out", f"report.json:{brought}", "--", "python3", "benign.py")
-    if report["exitCode"] != 0 or not os.path.exists(brought):
+    code, record = run(cellos, "--here", "--out", f"report.json:{brought}", "--", "python3", "benign.py")
+    if code != 0 or not os.path.exists(brought):
         raise DemoError("the benign program did not finish its work")
     with open(brought, encoding="utf-8") as file:
         indented(f"brought out of the cell: {file.read()}")
-    show_events(cellos, str(report["events"]), expect_sound=True)
+    show_events(cellos, record, expect_sound=True)
 
 
 def show_hostile(cellos: str, scratch: str) -> None:
@@ -93,26 +87,26 @@ def show_hostile(cellos: str, scratch: str) -> None:
     daemon = f"cellos-demo-daemon-{os.getpid()}"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        print(f"(the host listens on 127.0.0.1:{port} meanwhile)")
-        report = run(cellos, "--here", "--", "python3", "hostile.py", str(port), daemon)
-    if report["exitCode"] != 0:
+        socket.create_connection(("127.0.0.1", port)).close()
+        print(f"(the host listens on 127.0.0.1:{port} meanwhile, and this process can reach it)")
+        code, record = run(cellos, "--here", "--", "python3", "hostile.py", str(port), daemon)
+    if code != 0:
         raise DemoError("an attempt of the hostile program got through")
     survivors = living(daemon)
     if survivors:
         raise DemoError(f"the daemon of the hostile program lives: {survivors}")
     indented("after the end: its daemon is gone too")
-    path = str(report["events"])
-    show_events(cellos, path, expect_sound=True)
+    show_events(cellos, record, expect_sound=True)
 
     title("The record shows whether somebody changed it")
     forged = os.path.join(scratch, "forged.jsonl")
-    with open(path, encoding="utf-8") as file:
+    with open(record, encoding="utf-8") as file:
         text = file.read()
     with open(forged, "w", encoding="utf-8") as file:
         file.write(re.sub(r"hostile\.py", "harmless.py", text))
     print("(a copy, in which hostile.py is called harmless.py)")
     show_events(cellos, forged, expect_sound=False)
-    print(f"\nThe true record stays: {path}")
+    print(f"\nThe true record stays: {record}")
 
 
 def main() -> int:
