@@ -10,6 +10,7 @@ import errno
 import io
 import json
 import os
+import resource
 import socket
 import stat
 import time
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from cellos.backends.relay import Relay
 from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPrimitive, Unenforceable
 from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
-from cellos.sandbox import cgroups, residue, seccomp, syscalls
+from cellos.sandbox import cgroups, seccomp, syscalls
+from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive
 from cellos.sandbox.hostids import HostId, HostIds
@@ -37,6 +39,8 @@ WORK_BYTES, WORK_INODES = 256 * MIB, 16384
 TMP_BYTES, TMP_INODES = 64 * MIB, 4096
 SHM_BYTES = 64 * MIB
 OPEN_FILES = 4096
+MOST_MOUNTS = 240
+"""Root hands each to the launcher as a descriptor, and the kernel passes 253 at once."""
 LOCKED_BYTES = 65536
 LARGEST_ARGUMENT = 131071
 """Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
@@ -47,6 +51,8 @@ ENFORCED = (
 )  # fmt: skip
 
 _TEARDOWN_SECONDS = 5.0
+_PAGE = resource.getpagesize()
+_MOST_MEMORY_BYTES = (1 << 63) - 1
 _NOT_ENFORCED = (
     ("authority.egress_rules", "authority.egressRules", "egress is not built yet; without rules the cell has no network"),
     ("authority.dns_authority", "authority.dnsAuthority", "egress is not built yet"),
@@ -79,13 +85,18 @@ class LinuxBackend:
             if value:
                 refused.append(Refusal(field=f"spec.{field}", why=why))
         limits = spec.run.limits if spec.run else None
-        for index, mount in enumerate(spec.authority.filesystem.mounts if spec.authority.filesystem else ()):
+        mounts = spec.authority.filesystem.mounts if spec.authority.filesystem else ()
+        if len(mounts) > MOST_MOUNTS:
+            refused.append(Refusal(field="spec.authority.filesystem.mounts", why=f"{len(mounts)} are more than {MOST_MOUNTS}"))
+        for index, mount in enumerate(mounts):
             if mount.mode != "ro":
                 refused.append(Refusal(field=f"spec.authority.filesystem.mounts[{index}].mode", why="only read-only mounts are built yet"))
         if limits and limits.memory_max_bytes is not None and not self._can(cgroups.MEMORY):
             refused.append(Refusal(field="spec.run.limits.memoryMaxBytes", why=_no_controller("memory")))
         if limits and limits.cpu_max is not None and not self._can(cgroups.CPU):
             refused.append(Refusal(field="spec.run.limits.cpuMax", why=_no_controller("cpu")))
+        elif limits and limits.cpu_max is not None:
+            refused += _cpu_refusals(limits.cpu_max.quota_micros, limits.cpu_max.period_micros)
         return refused
 
     def footprint(self, key: str) -> dict[str, object]:
@@ -99,15 +110,22 @@ class LinuxBackend:
             _check_argv(spec.run.argv)
         limits, unbounded = self._limits(spec.run.limits if spec.run else None)
         group = cgroups.Group(self._hierarchy, _group_name(key)) if self._hierarchy else None
-        host_id = self._host_ids.acquire() if self._host_ids else None
-        cell = LinuxCell(
-            isolation=Isolation(backend=self.kind, enforced=ENFORCED, limits=limits, unbounded=unbounded), group=group, host_id=host_id
-        )
+        try:
+            host_id = self._host_ids.acquire() if self._host_ids else None
+        except OSError as error:
+            raise HostBackendError(f"cannot take a host id: {error.filename or ''}: {error.strerror}") from error
+        cell = LinuxCell(group=group, host_id=host_id)
         try:
             self._build(cell, spec, limits)
-        except BaseException:
+        except BaseException as error:
             cell.destroy()
+            if isinstance(error, OSError):
+                raise HostBackendError(f"cannot set up the cell: {error.filename or 'out of resources'}: {error.strerror}") from error
             raise
+        if group and cgroups.MEMORY in group.hierarchy.controllers and not group.limits_swap():
+            del limits["swapBytes"]
+            unbounded = (*unbounded, "swap")
+        cell.isolation = Isolation(backend=self.kind, enforced=ENFORCED, limits=limits, unbounded=unbounded)
         return cell
 
     def sweep(self, footprint: Mapping[str, object]) -> tuple[Residue, ...]:
@@ -128,20 +146,21 @@ class LinuxBackend:
     def _limits(self, declared: Limits | None) -> tuple[dict[str, int], tuple[str, ...]]:
         """The limits that will really be applied, and what stays unbounded."""
         limits = {
-            "pids": DEFAULT_PIDS,
+            "pids": DEFAULT_PIDS if self._can(cgroups.PIDS) else _at_most(resource.RLIMIT_NPROC, DEFAULT_PIDS),
             "workBytes": WORK_BYTES,
             "workInodes": WORK_INODES,
             "tmpBytes": TMP_BYTES,
             "tmpInodes": TMP_INODES,
             "shmBytes": SHM_BYTES,
-            "openFiles": OPEN_FILES,
-            "fileBytes": WORK_BYTES,
-            "lockedBytes": LOCKED_BYTES,
+            "openFiles": _at_most(resource.RLIMIT_NOFILE, OPEN_FILES),
+            "fileBytes": _at_most(resource.RLIMIT_FSIZE, WORK_BYTES),
+            "lockedBytes": _at_most(resource.RLIMIT_MEMLOCK, LOCKED_BYTES),
             "coreBytes": 0,
         }
         unbounded = []
         if self._can(cgroups.MEMORY):
-            limits["memoryBytes"] = declared.memory_max_bytes if declared and declared.memory_max_bytes else DEFAULT_MEMORY_BYTES
+            wanted = declared.memory_max_bytes if declared and declared.memory_max_bytes else DEFAULT_MEMORY_BYTES
+            limits["memoryBytes"] = min(wanted, _MOST_MEMORY_BYTES) // _PAGE * _PAGE  # as the kernel counts
             limits["swapBytes"] = 0
         else:
             unbounded.append("memory")
@@ -192,11 +211,15 @@ class LinuxBackend:
             )
         except LauncherError as error:
             raise _explain(error.step, error.errno, error.text) from error
-        except OSError as error:
-            raise HostBackendError(f"cannot set up the cell: {error.filename or ''}: {error.strerror}") from error
         finally:
             for descriptor in passed:
                 os.close(descriptor)
+        try:
+            _signal(cell.cloned.pidfd, 0)
+        except ProcessLookupError:
+            pass  # it has just ended; why is told next
+        except OSError as error:
+            raise _explain("pidfd_send_signal", error.errno or 0, error.strerror or str(error)) from error
         cell.await_ready()
 
     def _rlimits(self, limits: Mapping[str, int]) -> dict[str, int]:
@@ -214,15 +237,15 @@ class LinuxBackend:
 class LinuxCell:
     """One cell from its clone to the residue check. Owned by one thread."""
 
-    def __init__(self, *, isolation: Isolation, group: cgroups.Group | None, host_id: HostId | None) -> None:
-        self.isolation = isolation
+    def __init__(self, *, group: cgroups.Group | None, host_id: HostId | None) -> None:
+        self.isolation = Isolation(backend=LinuxBackend.kind)
         self.group = group
         self.host_id = host_id
         self.ids = (host_id.number, host_id.number) if host_id else (os.geteuid(), os.getegid())
         self.cloned: Cloned | None = None
         self.control_socket: socket.socket | None = None
         self.work: int | None = None
-        self._identities: residue.Identities = {}
+        self._identities: remains.Identities = {}
         self._messages: list[dict[str, Any]] = []
         self._buffer = b""
         self._on_started: Callable[[], None] = lambda: None
@@ -242,7 +265,7 @@ class LinuxCell:
                     self.work = descriptors[0]
                     self._remember("work directory", self.work)
                 if not data:
-                    raise HostBackendError("the cell's init ended while it built the cell")
+                    raise self._ended_early()
                 self._buffer += data
                 message = self._next_message()
         except TimeoutError:
@@ -250,6 +273,13 @@ class LinuxCell:
         if "failed" in message:
             raise _explain(message["failed"], message["errno"], message["text"])
         self.control_socket.setblocking(False)
+
+    def _ended_early(self) -> HostBackendError:
+        if self.group and self.group.out_of_memory_kills():
+            return HostBackendError(
+                "the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough"
+            )
+        return HostBackendError("the cell's init ended while it built the cell")
 
     def _next_message(self) -> dict[str, Any] | None:
         if b"\n" not in self._buffer:
@@ -303,6 +333,8 @@ class LinuxCell:
                 _signal(self.cloned.pidfd, 9)
             except ProcessLookupError:
                 return
+            except OSError:
+                self._close_control()  # its end is also the end of init
 
     # -- ports.LiveCell
 
@@ -419,7 +451,7 @@ class LinuxCell:
             ours.add(self.control_socket.fileno())
         if self.work is not None:
             ours.add(self.work)
-        return [Residue(kind=kind, detail=detail) for kind, detail in residue.look(self.cloned.namespaces, self._identities, ours=ours)]
+        return [Residue(kind=kind, detail=detail) for kind, detail in remains.look(self.cloned.namespaces, self._identities, ours=ours)]
 
     def _close_control(self) -> None:
         if self.control_socket:
@@ -456,6 +488,22 @@ def _group_name(key: str) -> str:
 
 def _no_controller(name: str) -> str:
     return f"this host gives us no writable {name} control group; run as root or in a delegated group, or leave the limit out"
+
+
+def _at_most(limit: int, value: int) -> int:
+    """`value`, or our own hard limit where that is lower: nobody can raise it again."""
+    _, hard = resource.getrlimit(limit)
+    return value if hard == resource.RLIM_INFINITY else min(value, hard)
+
+
+def _cpu_refusals(quota: int, period: int | None) -> list[Refusal]:
+    """What the scheduler takes (sched-bwc): a period of 1 ms to 1 s, and a quota of 1 ms or more."""
+    refused = []
+    if quota < 1000:
+        refused.append(Refusal(field="spec.run.limits.cpuMax.quotaMicros", why="the kernel takes 1000 or more"))
+    if period is not None and not 1000 <= period <= 1_000_000:
+        refused.append(Refusal(field="spec.run.limits.cpuMax.periodMicros", why="the kernel takes 1000 to 1000000"))
+    return refused
 
 
 def _check_argv(argv: Sequence[str]) -> None:
