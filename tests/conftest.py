@@ -2,7 +2,8 @@
 
     @pytest.mark.linux_backend                      skipped, with the doctor's reason, where the host cannot isolate
     @pytest.mark.linux_backend(may_skip="…")        the test may skip itself on a capable host, and says here why
-    @pytest.mark.needs("limit memory")               skipped where that row of the doctor is not ok
+    @pytest.mark.linux_backend(user_may_skip="…")   the same, but not as root
+    @pytest.mark.needs("limit memory")              skipped where that row of the doctor is not ok
 
 A test that carries `linux_backend`, or lies in tests/acceptance or tests/faults, fails when it was skipped for any other reason on a
 host that can. So does a module that skips itself as a whole: nobody could tell what it would have tested.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Generator
@@ -93,7 +95,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     backend = item.get_closest_marker("linux_backend")
     if backend is None and item.path.relative_to(TESTS).parts[0] not in GUARDED:
         return report
-    if (backend is None or not backend.kwargs.get("may_skip")) and (ask_doctor().ok or ask_doctor().fault):
+    accepted = backend is not None and (backend.kwargs.get("may_skip") or (os.geteuid() != 0 and backend.kwargs.get("user_may_skip")))
+    if not accepted and (ask_doctor().ok or ask_doctor().fault):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.outcome = "failed"
         report.longrepr = f"skipped although `cellos doctor` says that this host can isolate: {reason}{ask_doctor().fault}"

@@ -6,6 +6,7 @@ Tried on a small tree with a doctor of its own.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def run(tmp_path: Path) -> Run:
     """Runs one test file as `tests/<suite>/test_it.py`; returns the exit code and the lines of the summary."""
     package = tmp_path / "package" / "cellos" / "cli"
     package.mkdir(parents=True)
+    for directory in (package, package.parent):
+        (directory / "__init__.py").touch()
     (tmp_path / "tests").mkdir()
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "tests/conftest.py", tmp_path / "tests")
@@ -106,3 +109,9 @@ def test_a_module_that_skips_itself_is_a_failure(run: Run) -> None:
     code, lines = run("integration", "pytest.skip('as a whole', allow_module_level=True)\n", CAN)
     assert code != 0
     assert lines[-1] == "0 passed, 1 failed, 0 skipped"
+
+
+def test_what_an_ordinary_user_may_skip_root_may_not(run: Run) -> None:
+    code, lines = run("acceptance", "@pytest.mark.linux_backend(user_may_skip='no right to')\ndef test_a(): pytest.skip('not here')\n", CAN)
+    root = os.geteuid() == 0
+    assert (code != 0, lines[-1]) == (root, f"0 passed, {int(root)} failed, {int(not root)} skipped")
