@@ -165,7 +165,7 @@ def open_host(config: Config, launcher: "Launcher | None", warn: Callable[[str],
         warn(STUB_WARNING)
     sweeper = records.Sweeper(backend_of=backend_of, now_ns=time.time_ns, random=os.urandom, warn=warn)
     for swept in records.sweep(state.runs, sweeper):
-        warn(f"run {swept.run_id} (cell {swept.cell_id}) had lost its supervisor; it was ended")
+        warn(f"run {swept.run_id} (cell {swept.cell_id}) was left unfinished by its supervisor; its record is complete now")
     return Host(config=config, state=state, backend=backend, warn=warn)
 
 
@@ -174,10 +174,10 @@ def _make_backend(kind: str, launcher: "Launcher | None") -> CellBackend:
         from cellos.backends.stub import StubBackend
 
         return StubBackend()
-    from cellos.backends.linux import LinuxBackend
-
     if launcher is None:
         raise ConfigError("the linux backend needs a launcher process")
+    from cellos.backends.linux import LinuxBackend
+
     return LinuxBackend(launcher=launcher)
 
 

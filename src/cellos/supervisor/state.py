@@ -95,7 +95,8 @@ def check_state_directory() -> "Row":
 
 def _prepare(path: str, user: int) -> StateDirectory:
     """Make `path` and its parts, or check them. OSError: it cannot be written; ConfigError: it is not safe to use."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if not os.path.exists(os.path.dirname(path)):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
     _own_directory(path, user)
     state = StateDirectory(path=path)
     for part in (state.runs, state.spool, state.evidence):

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellos.core.events import DESTROYED, Draft
+from cellos.core.evidence.chain import Chain
+from cellos.core.evidence.verify import verify
+from cellos.errors import EventSinkError
+from cellos.supervisor.emitter import MAX_EVENT_BYTES, Emitter
+from cellos.testing.sink import RecordingSink
+
+RUN = {"cellId": "c", "specId": "c", "runId": "r", "specHash": "0" * 64}
+NONCE = "1" * 64
+
+
+def emitter(spool: RecordingSink, *sinks: RecordingSink, redacted: frozenset[str] = frozenset()) -> Emitter:
+    ticks = itertools.count(1_700_000_000_000_000_000, 1_000_000)
+    return Emitter(
+        chain=Chain.first("r", "0" * 64, NONCE),
+        spool=spool,
+        sinks=sinks,
+        redacted_fields=redacted,
+        now_ns=lambda: next(ticks),
+        random=bytes,
+    )
+
+
+def draft(kind: str = "dev.cellos.events.cell.lifecycle.v1.started", **data: object) -> Draft:
+    return Draft(kind, {**RUN, **data})
+
+
+END = draft(DESTROYED)
+
+
+def sound(lines: list[bytes]) -> bool:
+    return verify(lines).verified
+
+
+def test_every_sink_gets_the_bytes_of_the_spool() -> None:
+    spool, first, second = RecordingSink(), RecordingSink(), RecordingSink()
+    events = emitter(spool, first, second)
+    ids = [events.emit(draft()), events.emit(END)]
+    assert spool.lines == first.lines == second.lines
+    assert spool.ids == ids == [event["id"] for event in spool.events]
+    assert events.count == 2
+    assert events.complete
+    assert sound(spool.lines)
+
+
+def test_an_event_has_identity_time_and_link() -> None:
+    spool = RecordingSink()
+    emitter(spool).emit(draft())
+    event = spool.events[0]
+    assert list(event) == ["specversion", "id", "source", "type", "datacontenttype", "data", "time", "traceparent"]
+    assert event["id"] == "018bcfe5-6800-7000-8000-000000000000"
+    assert event["time"] == "2023-11-14T22:13:20.000000000+00:00"
+    assert event["data"]["chain"] == {"seq": 0, "prev": Chain.first("r", "0" * 64, NONCE).prev, "nonce": NONCE}
+
+
+def test_redaction_comes_before_everything() -> None:
+    spool, sink = RecordingSink(), RecordingSink()
+    events = emitter(spool, sink, redacted=frozenset({"argv", "chain"}))
+    events.emit(draft(argv=["--password", "hunter2"]))
+    assert b"hunter2" not in spool.lines[0] + sink.lines[0]
+    assert spool.events[0]["data"]["argv"] == ["[redacted]"]
+    assert spool.events[0]["data"]["chain"]["seq"] == 0
+
+
+def test_what_the_spool_refused_never_happened() -> None:
+    spool, sink = RecordingSink(), RecordingSink()
+    events = emitter(spool, sink)
+    events.emit(draft())
+    spool.refuse = lambda _: True
+    with pytest.raises(EventSinkError):
+        events.emit(draft())
+    spool.refuse = lambda _: False
+    events.emit(END)
+    assert (events.count, events.lost) == (2, 1)
+    assert spool.lines == sink.lines
+    assert [event["data"]["chain"]["seq"] for event in spool.events] == [0, 1]
+    assert sound(spool.lines)
+
+
+def test_what_a_later_sink_refused_is_sent_before_the_next_event() -> None:
+    spool, sink, other = RecordingSink(), RecordingSink(), RecordingSink()
+    events = emitter(spool, sink, other)
+    events.emit(draft())
+    sink.refuse = lambda _: True
+    with pytest.raises(EventSinkError):
+        events.emit(draft())
+    assert len(spool.lines) == len(other.lines) == 2
+    assert not events.complete
+    sink.refuse = lambda _: False
+    events.emit(END)
+    assert spool.lines == sink.lines == other.lines
+    assert events.complete
+
+
+def test_a_run_without_its_end_in_every_sink_is_not_complete() -> None:
+    spool, sink = RecordingSink(), RecordingSink(refuse=lambda _: True)
+    events = emitter(spool, sink)
+    with pytest.raises(EventSinkError):
+        events.emit(END)
+    assert sound(spool.lines)
+    assert not events.complete
+
+
+def test_an_event_that_no_sink_could_take_is_refused_before_the_spool() -> None:
+    spool = RecordingSink()
+    events = emitter(spool)
+    with pytest.raises(EventSinkError, match=rf"event too large: \d+ bytes exceeds MAX_EVENT_BYTES \({MAX_EVENT_BYTES} bytes\)"):
+        events.emit(draft(argv=["x" * MAX_EVENT_BYTES]))
+    events.emit(END)
+    assert sound(spool.lines)
+
+
+def test_nothing_follows_the_end() -> None:
+    spool = RecordingSink()
+    events = emitter(spool)
+    events.emit(END)
+    with pytest.raises(EventSinkError, match="after the end of the run"):
+        events.emit(draft())
+    assert sound(spool.lines)
+
+
+def test_threads_make_one_chain() -> None:
+    spool, sink = RecordingSink(), RecordingSink()
+    events = emitter(spool, sink)
+    barrier = threading.Barrier(8)
+
+    def work() -> None:
+        barrier.wait()
+        for _ in range(25):
+            events.emit(draft())
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    events.emit(END)
+    assert spool.lines == sink.lines
+    assert [json.loads(line)["data"]["chain"]["seq"] for line in spool.lines] == list(range(201))
+    assert sound(spool.lines)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=12))
+def test_whatever_fails_when_the_spool_is_sound_and_the_sink_a_beginning_of_it(faults: list[tuple[bool, bool]]) -> None:
+    spool, sink = RecordingSink(), RecordingSink()
+    events = emitter(spool, sink)
+
+    def attempt(one: Draft, spool_fails: bool, sink_fails: bool) -> None:
+        spool.refuse, sink.refuse = refusing(spool_fails), refusing(sink_fails)
+        try:
+            events.emit(one)
+        except EventSinkError:
+            assert spool_fails or sink_fails
+        else:
+            assert not spool_fails
+            assert not sink_fails
+        assert sink.lines == spool.lines[: len(sink.lines)]
+
+    for spool_fails, sink_fails in faults:
+        attempt(draft(), spool_fails, sink_fails)
+    attempt(END, False, False)
+    assert sink.lines == spool.lines
+    assert sound(spool.lines)
+
+
+def refusing(answer: bool) -> Callable[[str], bool]:
+    return lambda _: answer

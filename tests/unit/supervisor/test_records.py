@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellos.core import events
+from cellos.core.events import Draft, RunIdentity
+from cellos.core.evidence.chain import Chain
+from cellos.core.evidence.verify import verify
+from cellos.errors import ConfigError, HostBackendError
+from cellos.eventlog.jsonl import JsonlSink
+from cellos.eventlog.spool import Spool
+from cellos.ports import CellBackend, EventSink, Residue
+from cellos.supervisor import records
+from cellos.supervisor.emitter import Emitter
+from cellos.supervisor.records import RunRecord, Sweeper, hold, sweep
+from cellos.testing.backend import FakeBackend
+
+KEY = "0123456789abcdef"
+RUN = RunIdentity(
+    cell_id="cell-1",
+    spec_id="cell-1",
+    run_id="run-1",
+    spec_hash="0" * 64,
+    correlation={"platform": "ci", "labels": None},
+    tenant_id="acme",
+    placement={"poolId": "p"},
+)
+
+
+class Scene:
+    """A state directory as a dead supervisor leaves it, and those who come after."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs = path / "runs"
+        self.runs.mkdir()
+        self.spool = path / "spool.jsonl"
+        self.jsonl = path / "events.jsonl"
+        self.backend = FakeBackend()
+        self.warnings: list[str] = []
+        self._clock = itertools.count(10**18, 10**6)
+
+    def record(self, **changes: Any) -> RunRecord:
+        members: dict[str, Any] = {
+            "key": KEY,
+            "pid": 1,
+            "run": RUN,
+            "ttl_seconds": 60,
+            "backend": "fake",
+            "footprint": {"key": KEY},
+            "spool": str(self.spool),
+            "keep_spool": True,
+        }
+        return RunRecord(**{**members, **changes})
+
+    def emitter(self, *sinks: EventSink) -> Emitter:
+        chain = Chain.first(RUN.run_id, RUN.spec_hash, "1" * 64)
+        return Emitter(chain=chain, spool=Spool(str(self.spool)), sinks=sinks, now_ns=lambda: next(self._clock), random=os.urandom)
+
+    def die(self, record: RunRecord) -> None:
+        """Leave a record behind, unlocked."""
+        hold(str(self.runs), record).leave()
+
+    def sweep(self, backend_of: Callable[[str], CellBackend | None] | None = None) -> list[str]:
+        by = Sweeper(
+            backend_of=backend_of or (lambda kind: self.backend if kind == "fake" else None),
+            now_ns=lambda: next(self._clock),
+            random=os.urandom,
+            warn=self.warnings.append,
+        )
+        return [swept.run_id for swept in sweep(str(self.runs), by)]
+
+    def lines(self, path: Path) -> list[bytes]:
+        return path.read_bytes().splitlines()
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self.runs))
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+STARTED = events.started(RUN, ttl_seconds=60, isolation={"backend": "fake"})
+DESTROYED = events.destroyed(RUN, ttl_seconds=60, outcome="succeeded", residue_class="none")
+
+
+class TestHeldRecords:
+    def test_it_says_everything_and_is_private(self, scene: Scene) -> None:
+        held = hold(str(scene.runs), scene.record(jsonl="/x", jsonl_offset=7))
+        assert held.path == str(scene.runs / f"{KEY}.json")
+        assert os.stat(held.path).st_mode & 0o777 == 0o600
+        found = json.loads(Path(held.path).read_text())
+        assert found["run"]["run_id"] == "run-1"
+        assert (found["key"], found["jsonl"], found["jsonlOffset"], found["keepSpool"]) == (KEY, "/x", 7, True)
+        held.remove()
+
+    def test_removing_leaves_nothing(self, scene: Scene) -> None:
+        held = hold(str(scene.runs), scene.record())
+        assert scene.names == [f"{KEY}.json"]
+        held.remove()
+        held.remove()
+        assert scene.names == []
+
+    def test_while_it_is_held_no_sweep_touches_it(self, scene: Scene) -> None:
+        held = hold(str(scene.runs), scene.record())
+        assert scene.sweep() == []
+        assert scene.names == [f"{KEY}.json"]
+        held.remove()
+        assert scene.backend.calls == []
+
+    def test_a_sweep_between_open_and_lock_takes_nothing_away(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        real, swept = fcntl.flock, []
+
+        def flock(descriptor: int, how: int) -> None:
+            if how == fcntl.LOCK_EX and not swept:
+                swept.append(True)
+                scene.sweep()
+            real(descriptor, how)
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        held = hold(str(scene.runs), scene.record())
+        assert swept
+        assert scene.names == [f"{KEY}.json"]
+        assert scene.sweep() == []
+        held.remove()
+
+    def test_a_directory_that_cannot_be_written(self, scene: Scene) -> None:
+        with pytest.raises(ConfigError, match=r"cannot write the run record .*: No such file or directory \(os error 2\)"):
+            hold(str(scene.path / "nowhere"), scene.record())
+
+    def test_a_full_disk_leaves_nothing(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "write", lambda *_: 3)
+        with pytest.raises(ConfigError, match=r"No space left on device \(os error 28\)"):
+            hold(str(scene.runs), scene.record())
+        assert scene.names == []
+
+
+class TestSweep:
+    def test_nothing_to_do(self, scene: Scene) -> None:
+        assert scene.sweep() == []
+        assert scene.warnings == []
+
+    def test_a_lost_run_gets_its_end(self, scene: Scene) -> None:
+        scene.backend.keys.add(KEY)
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record())
+        assert scene.sweep() == ["run-1"]
+        assert scene.names == []
+        assert scene.backend.keys == set()
+        lines = scene.lines(scene.spool)
+        assert verify(lines).verified
+        last = json.loads(lines[-1])
+        assert last["type"] == events.DESTROYED
+        assert {name: last["data"][name] for name in ("outcome", "reason", "terminalState", "residueClass", "ttlSeconds", "tenantId")} == {
+            "outcome": "failed",
+            "reason": "supervisor_lost",
+            "terminalState": "forced",
+            "residueClass": "none",
+            "ttlSeconds": 60,
+            "tenantId": "acme",
+        }
+        assert last["data"]["correlation"] == {"platform": "ci", "labels": None}
+
+    def test_a_run_without_any_event_too(self, scene: Scene) -> None:
+        scene.die(scene.record())
+        assert scene.sweep() == ["run-1"]
+        [line] = scene.lines(scene.spool)
+        assert json.loads(line)["data"]["chain"]["count"] == 1
+
+    def test_an_empty_spool_is_continued(self, scene: Scene) -> None:
+        scene.emitter()
+        scene.die(scene.record())
+        assert scene.sweep() == ["run-1"]
+        assert len(scene.lines(scene.spool)) == 1
+
+    def test_a_half_written_event_is_cut(self, scene: Scene) -> None:
+        scene.emitter().emit(STARTED)
+        with scene.spool.open("ab") as file:
+            file.write(b'{"specversion":"1.0","id":"to')
+        scene.die(scene.record())
+        scene.sweep()
+        assert len(scene.lines(scene.spool)) == 2
+        assert verify(scene.lines(scene.spool)).verified
+
+    def test_what_stayed_is_named(self, scene: Scene) -> None:
+        scene.backend.residue = (Residue(kind="cgroup", detail="busy"),)
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record())
+        scene.sweep()
+        data = json.loads(scene.lines(scene.spool)[-1])["data"]
+        assert data["residueClass"] == "documented_exception"
+        assert data["residueException"] == [{"kind": "cgroup", "detail": "busy"}]
+
+    def test_a_run_that_had_its_end_gets_no_second(self, scene: Scene) -> None:
+        emitter = scene.emitter()
+        emitter.emit(STARTED)
+        emitter.emit(DESTROYED)
+        before = scene.lines(scene.spool)
+        scene.die(scene.record())
+        assert scene.sweep() == ["run-1"]
+        assert scene.lines(scene.spool) == before
+
+    @pytest.mark.parametrize("arrived", [0, 1, 2])
+    def test_the_jsonl_file_gets_what_it_lacks_once(self, scene: Scene, arrived: int) -> None:
+        scene.jsonl.write_bytes(b'{"of":"another run"}\n')
+        emitter = scene.emitter()
+        emitter.emit(STARTED)
+        emitter.emit(Draft(events.FS_TOUCH, {**STARTED.data}))
+        with scene.jsonl.open("ab") as file:
+            file.writelines(line + b"\n" for line in scene.lines(scene.spool)[:arrived])
+        scene.die(scene.record(jsonl=str(scene.jsonl), jsonl_offset=21))
+        scene.sweep()
+        assert scene.lines(scene.jsonl)[1:] == scene.lines(scene.spool)
+        assert verify(scene.lines(scene.spool)).verified
+
+    def test_a_jsonl_file_that_was_replaced_gets_everything(self, scene: Scene) -> None:
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record(jsonl=str(scene.jsonl), jsonl_offset=10_000))
+        scene.sweep()
+        assert scene.lines(scene.jsonl) == scene.lines(scene.spool)
+
+    def test_a_spool_that_is_only_a_step_on_the_way_goes(self, scene: Scene) -> None:
+        scene.emitter(JsonlSink(str(scene.jsonl))).emit(STARTED)
+        scene.die(scene.record(jsonl=str(scene.jsonl), keep_spool=False))
+        scene.sweep()
+        assert not scene.spool.exists()
+        assert verify(scene.lines(scene.jsonl)).verified
+
+    def test_what_cannot_be_done_now_is_done_next_time(self, scene: Scene) -> None:
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record())
+        scene.backend.fail["sweep"] = HostBackendError("busy")
+        assert scene.sweep() == []
+        assert scene.names == [f"{KEY}.json"]
+        assert "busy" in scene.warnings[0]
+        scene.backend.fail.clear()
+        assert scene.sweep() == ["run-1"]
+        assert scene.names == []
+
+    def test_a_defect_in_a_backend_stops_no_new_run(self, scene: Scene) -> None:
+        scene.die(scene.record())
+        scene.backend.fail["sweep"] = ZeroDivisionError()
+        assert scene.sweep() == []
+        assert scene.names == [f"{KEY}.json"]
+
+    def test_a_run_of_a_backend_that_is_not_here_is_left(self, scene: Scene) -> None:
+        scene.die(scene.record(backend="elsewhere"))
+        assert scene.sweep() == []
+        assert scene.names == [f"{KEY}.json"]
+        assert "elsewhere backend, which is not there" in scene.warnings[0]
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"key":"x"}'])
+    def test_a_broken_record_is_set_aside(self, scene: Scene, content: bytes) -> None:
+        (scene.runs / "x.json").write_bytes(content)
+        assert scene.sweep() == []
+        assert scene.names == ["x.json.broken"]
+        assert "set aside" in scene.warnings[0]
+        scene.warnings.clear()
+        assert scene.sweep() == []
+        assert scene.warnings == []
+
+    def test_a_link_is_not_followed(self, scene: Scene) -> None:
+        scene.die(scene.record())
+        (scene.runs / f"{KEY}.json").rename(scene.path / "elsewhere")
+        (scene.runs / "link.json").symlink_to(scene.path / "elsewhere")
+        assert scene.sweep() == []
+        assert scene.backend.calls == []
+        assert (scene.path / "elsewhere").exists()
+
+    def test_a_record_that_never_got_its_name_goes_without_an_event(self, scene: Scene) -> None:
+        (scene.runs / f"{KEY}.new").write_bytes(b"{")
+        assert scene.sweep() == []
+        assert scene.names == []
+        assert scene.warnings == []
+        assert not scene.spool.exists()
+
+    def test_other_files_are_none_of_its_business(self, scene: Scene) -> None:
+        (scene.runs / "README").write_text("mine")
+        assert scene.sweep() == []
+        assert scene.names == ["README"]
+
+    def test_many_sweeps_at_once_end_a_run_once(self, scene: Scene) -> None:
+        for number in range(20):
+            key = f"{number:016x}"
+            scene.die(scene.record(key=key, spool=str(scene.path / key)))
+        barrier = threading.Barrier(4)
+        found: list[str] = []
+
+        def work() -> None:
+            barrier.wait()
+            found.extend(scene.sweep())
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 20
+        assert scene.names == []
+        assert scene.warnings == []
+        for number in range(20):
+            assert len(scene.lines(scene.path / f"{number:016x}")) == 1
+
+    def test_the_lock_goes_with_the_process(self, scene: Scene) -> None:
+        child = os.fork()
+        if child == 0:
+            hold(str(scene.runs), scene.record())
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert scene.sweep() == ["run-1"]
+
+    def test_one_that_was_swept_meanwhile(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        scene.die(scene.record())
+        monkeypatch.setattr(records, "_same_file", lambda *_: False)
+        assert scene.sweep() == []
+        assert scene.backend.calls == []
