@@ -75,7 +75,7 @@ _KILL, _ALLOW = 0x8000_0000, 0x7FFF_0000
 _ENOSYS, _EPERM, _EAFNOSUPPORT = 0x0005_0026, 0x0005_0001, 0x0005_0061
 _CLONE_NEW = 0x7E02_0000  # every CLONE_NEW* flag of clone(2)
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
-_SOCK_TYPE_MASK, _SOCK_RAW, _NETLINK_ROUTE = 0xF, 3, 0
+_SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_PACKET, _NETLINK_ROUTE = 0xF, 3, 10, 0
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put bytes into the terminal's input: an escape to whoever owns it
 
 _OPCODES = {"load": 0x20, "equal": 0x15, "greater": 0x25, "at_least": 0x35, "any_bit": 0x45, "mask": 0x54, "return": 0x06}
@@ -122,6 +122,7 @@ def program() -> bytes:
         "not_raw",
         ("load", _argument(1), "", ""),
         ("mask", _SOCK_TYPE_MASK, "", ""),
+        ("equal", _SOCK_PACKET, "eperm", ""),  # with AF_INET another name of AF_PACKET (packet(7))
         ("equal", _SOCK_RAW, "eperm", "allow"),
         "socketpair",
         ("load", _argument(0), "", ""),
@@ -154,17 +155,24 @@ def denying(numbers: dict[int, int]) -> bytes:
 
 
 def assemble(code: list[Instruction | str]) -> bytes:
-    """Instructions and labels (plain strings) to bytes. Jumps go forward only, by 255 instructions at most."""
+    """Instructions and labels (plain strings) to bytes. Raises ValueError for a jump that goes nowhere, back, or over 255 instructions."""
     labels: dict[str, int] = {}
     instructions: list[Instruction] = []
     for item in code:
         if isinstance(item, str):
+            if item in labels:
+                raise ValueError(f"label {item!r} stands twice")
             labels[item] = len(instructions)
         else:
             instructions.append(item)
     packed = b""
     for position, (operation, operand, true, false) in enumerate(instructions):
-        jumps = [labels[label] - position - 1 if label else 0 for label in (true, false)]
+        jumps = []
+        for label in (true, false):
+            jump = labels.get(label, -1) - position - 1 if label else 0
+            if not 0 <= jump <= 255:
+                raise ValueError(f"no jump from instruction {position} to {label!r}")
+            jumps.append(jump)
         packed += struct.pack("HBBI", _OPCODES[operation], *jumps, operand)
     return packed
 
