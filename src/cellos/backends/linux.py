@@ -24,23 +24,20 @@ from cellos.sandbox import cgroups, seccomp, syscalls
 from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive
-from cellos.sandbox.hostids import HostId, HostIds
 from cellos.sandbox.launcher import Cloned, Launcher, LauncherError
-from cellos.sandbox.rootfs import CELL_ID
+from cellos.sandbox.rootfs import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
 if TYPE_CHECKING:
     from cellos.core.documents import CellSpec, Limits
+    from cellos.sandbox.messages import InitRequest
 
 MIB = 1 << 20
 DEFAULT_MEMORY_BYTES = 512 * MIB
 DEFAULT_PIDS = 256
 DEFAULT_CPU_MICROS_PER_SECOND = 1_000_000
-WORK_BYTES, WORK_INODES = 256 * MIB, 16384
-TMP_BYTES, TMP_INODES = 64 * MIB, 4096
-SHM_BYTES = 64 * MIB
 OPEN_FILES = 4096
 MOST_MOUNTS = 240
-"""Root hands each to the launcher as a descriptor, and the kernel passes 253 at once."""
+"""Root hands each to init as a descriptor, and the kernel passes 253 at once."""
 LOCKED_BYTES = 65536
 LARGEST_ARGUMENT = 131071
 """Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
@@ -64,15 +61,18 @@ _NOT_ENFORCED = (
 
 
 class LinuxBackend:
-    """Cells on this host's kernel. Thread-safe. Needs a started `launcher`; `host_ids` is used by root only."""
+    """Cells on this host's kernel. Thread-safe. Needs a started `launcher`, and waits for it. Raises MissingPrimitive, HostBackendError."""
 
     kind = "linux"
 
-    def __init__(self, *, launcher: Launcher, host_ids: HostIds | None = None, cgroup_parent: str | None = None) -> None:
+    def __init__(self, *, launcher: Launcher) -> None:
         self._launcher = launcher
-        self._host_ids = (host_ids or HostIds()) if os.geteuid() == 0 else None
-        self._hierarchy = cgroups.discover(parent=cgroup_parent, ours=frozenset({os.getpid(), launcher.pid}))
+        try:
+            self._hierarchy = launcher.hierarchy()
+        except LauncherError as error:
+            raise _explain(error.step, error.errno, error.text) from error
         self._program = seccomp.program().hex()
+        self._reserved: dict[str, int] = {}
         with open("/proc/sys/kernel/cap_last_cap") as file:
             self._last_cap = int(file.read())
 
@@ -100,32 +100,27 @@ class LinuxBackend:
         return refused
 
     def footprint(self, key: str) -> dict[str, object]:
-        directories = self._hierarchy.directories(_group_name(key)) if self._hierarchy else {}
-        return {"cgroups": sorted(directories.values())}
+        serial = self._reserved[key] = self._launcher.reserve()
+        group = self._launcher.group(serial)
+        return {"cgroups": sorted(group.directories.values()) if group else []}
 
     def create(self, spec: CellSpec, *, key: str) -> LinuxCell:
         for refusal in self.refusals(spec):
             raise Unenforceable(field=refusal.field, why=refusal.why)
         if spec.run:
             _check_argv(spec.run.argv)
-        limits, unbounded = self._limits(spec.run.limits if spec.run else None)
-        group = cgroups.Group(self._hierarchy, _group_name(key)) if self._hierarchy else None
+        reserved = self._reserved.pop(key, None)
         try:
-            host_id = self._host_ids.acquire() if self._host_ids else None
-        except OSError as error:
-            raise HostBackendError(f"cannot take a host id: {error.filename or ''}: {error.strerror}") from error
-        cell = LinuxCell(group=group, host_id=host_id)
+            cell = LinuxCell(self._launcher.clone(self._launcher.reserve() if reserved is None else reserved))
+        except LauncherError as error:
+            raise _explain(error.step, error.errno, error.text) from error
         try:
-            self._build(cell, spec, limits)
+            cell.isolation = self._set_up(cell, spec)
         except BaseException as error:
             cell.destroy()
             if isinstance(error, OSError):
                 raise HostBackendError(f"cannot set up the cell: {error.filename or 'out of resources'}: {error.strerror}") from error
             raise
-        if group and cgroups.MEMORY in group.hierarchy.controllers and not group.limits_swap():
-            del limits["swapBytes"]
-            unbounded = (*unbounded, "swap")
-        cell.isolation = Isolation(backend=self.kind, enforced=ENFORCED, limits=limits, unbounded=unbounded)
         return cell
 
     def sweep(self, footprint: Mapping[str, object]) -> tuple[Residue, ...]:
@@ -172,55 +167,23 @@ class LinuxBackend:
             unbounded.append("cpu")
         return limits, tuple(unbounded)
 
-    def _build(self, cell: LinuxCell, spec: CellSpec, limits: dict[str, int]) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        cell.control_socket = ours
-        passed = [theirs.detach()]
+    def _set_up(self, cell: LinuxCell, spec: CellSpec) -> Isolation:
+        """Everything that this cell has of its own; returns what was applied."""
+        limits, unbounded = self._limits(spec.run.limits if spec.run else None)
+        if cell.group:
+            cpu = spec.run.limits.cpu_max if spec.run and spec.run.limits else None
+            _limit_group(cell.group, limits, cpu.quota_micros if cpu else None, cpu.period_micros if cpu else None)
+            if cgroups.MEMORY in cell.group.hierarchy.controllers and not cell.group.limits_swap():
+                del limits["swapBytes"]
+                unbounded = (*unbounded, "swap")
+        mounts = [(m.source, m.target or m.source) for m in spec.authority.filesystem.mounts] if spec.authority.filesystem else []
+        trees = _open_trees(mounts) if os.geteuid() == 0 else []
         try:
-            mounts = [(m.source, m.target or m.source) for m in spec.authority.filesystem.mounts] if spec.authority.filesystem else []
-            trees = _open_trees(mounts) if cell.host_id else []
-            passed += trees
-            if cell.group:
-                cpu = spec.run.limits.cpu_max if spec.run and spec.run.limits else None
-                _create_group(cell.group, limits, cpu.quota_micros if cpu else None, cpu.period_micros if cpu else None)
-                birth = cell.group.birth_directory()
-                if birth:
-                    passed.append(os.open(birth, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            cell.cloned = self._launcher.clone(
-                {
-                    "ids": cell.ids,
-                    "attach": cell.group.attach_paths() if cell.group else [],
-                    "in_cgroup": bool(cell.group and cell.group.birth_directory()),
-                    "trees": len(trees),
-                    "init": {
-                        "last_cap": self._last_cap,
-                        "limits": self._rlimits(limits),
-                        "root": {
-                            "work_bytes": WORK_BYTES,
-                            "work_inodes": WORK_INODES,
-                            "tmp_bytes": TMP_BYTES,
-                            "tmp_inodes": TMP_INODES,
-                            "shm_bytes": SHM_BYTES,
-                        },
-                        "mounts": mounts,
-                        "program": self._program,
-                        "attached_v1": bool(cell.group and cell.group.attach_paths()),
-                    },
-                },
-                passed,
-            )
-        except LauncherError as error:
-            raise _explain(error.step, error.errno, error.text) from error
+            cell.prepare({"last_cap": self._last_cap, "limits": self._rlimits(limits), "mounts": mounts, "program": self._program}, trees)
         finally:
-            for descriptor in passed:
-                os.close(descriptor)
-        try:
-            _signal(cell.cloned.pidfd, 0)
-        except ProcessLookupError:
-            pass  # it has just ended; why is told next
-        except OSError as error:
-            raise _explain("pidfd_send_signal", error.errno or 0, error.strerror or str(error)) from error
-        cell.await_ready()
+            for tree in trees:
+                os.close(tree)
+        return Isolation(backend=self.kind, enforced=ENFORCED, limits=limits, unbounded=unbounded)
 
     def _rlimits(self, limits: Mapping[str, int]) -> dict[str, int]:
         rlimits = {
@@ -237,28 +200,37 @@ class LinuxBackend:
 class LinuxCell:
     """One cell from its clone to the residue check. Owned by one thread."""
 
-    def __init__(self, *, group: cgroups.Group | None, host_id: HostId | None) -> None:
+    def __init__(self, cloned: Cloned) -> None:
         self.isolation = Isolation(backend=LinuxBackend.kind)
-        self.group = group
-        self.host_id = host_id
-        self.ids = (host_id.number, host_id.number) if host_id else (os.geteuid(), os.getegid())
-        self.cloned: Cloned | None = None
-        self.control_socket: socket.socket | None = None
+        self.group = cloned.group
+        self.cloned: Cloned | None = cloned
+        self.control_socket: socket.socket | None = socket.socket(fileno=cloned.control)
+        self.ids = (cloned.host_id.number, cloned.host_id.number) if cloned.host_id else (os.geteuid(), os.getegid())
         self.work: int | None = None
         self._identities: remains.Identities = {}
         self._messages: list[dict[str, Any]] = []
         self._buffer = b""
         self._on_started: Callable[[], None] = lambda: None
+        self._remember("control socket", cloned.control)
 
     # -- the control socket
 
-    def await_ready(self) -> None:
-        """Wait until init has built and confined the cell. Raises HostBackendError."""
+    def prepare(self, request: InitRequest, trees: list[int]) -> None:
+        """Tell init what this cell has of its own, and wait until it is built and confined. Raises HostBackendError."""
         assert self.control_socket is not None
-        self._remember("control socket", self.control_socket.fileno())
+        try:
+            _signal(self.pidfd, 0)
+        except ProcessLookupError:
+            pass  # it has just ended; why is told next
+        except OSError as error:
+            raise _explain("pidfd_send_signal", error.errno or 0, error.strerror or str(error)) from error
         self.control_socket.settimeout(_TEARDOWN_SECONDS)
         message: dict[str, Any] | None = None
         try:
+            try:
+                self._send(json.dumps(request).encode() + b"\n", trees)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has ended, and its last words are there to be read
             while message is None:
                 data, descriptors = receive(self.control_socket, 4096, 1)
                 if descriptors:
@@ -270,9 +242,17 @@ class LinuxCell:
                 message = self._next_message()
         except TimeoutError:
             raise HostBackendError("the cell's init did not answer within 5 s") from None
+        except ConnectionResetError:
+            raise self._ended_early() from None
         if "failed" in message:
             raise _explain(message["failed"], message["errno"], message["text"])
-        self.control_socket.setblocking(False)
+
+    def _send(self, data: bytes, descriptors: list[int]) -> None:
+        """A line with descriptors, in as many pieces as it takes. Raises OSError."""
+        assert self.control_socket is not None
+        sent = socket.send_fds(self.control_socket, [data], descriptors) if descriptors else self.control_socket.send(data)
+        if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
+            self.control_socket.sendall(data[sent:])
 
     def _ended_early(self) -> HostBackendError:
         if self.group and self.group.out_of_memory_kills():
@@ -348,7 +328,11 @@ class LinuxCell:
         with Relay(command) as relay:
             for descriptor in relay.child_ends:
                 os.fchown(descriptor, *self.ids)  # else the cell could not open /dev/stdout by name
-            self._send(json.dumps(request).encode() + b"\n", relay.child_ends)
+            try:
+                self._send(json.dumps(request).encode() + b"\n", relay.child_ends)
+            except OSError as error:
+                raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
+            self.control_socket.setblocking(False)
             relay.release_child_ends()
             try:
                 ended = relay.watch(self, started=started, drain_seconds=None)
@@ -357,17 +341,6 @@ class LinuxCell:
                 raise
             stdout, stderr, truncated = relay.captured
         return self._result(ended, round((time.monotonic() - started) * 1000), stdout, stderr, truncated)
-
-    def _send(self, data: bytes, descriptors: list[int]) -> None:
-        assert self.control_socket is not None
-        self.control_socket.settimeout(_TEARDOWN_SECONDS)
-        try:
-            sent = socket.send_fds(self.control_socket, [data], descriptors)
-            if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
-                self.control_socket.sendall(data[sent:])
-        except OSError as error:
-            raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
-        self.control_socket.setblocking(False)
 
     def _result(self, ended: str, duration_ms: int, stdout: bytes, stderr: bytes, truncated: bool) -> CommandResult:
         answer: dict[str, Any] = {}
@@ -419,32 +392,33 @@ class LinuxCell:
         return io.open(descriptor, "rb")  # noqa: UP020  # `open` would read as os.open here
 
     def destroy(self) -> tuple[Residue, ...]:
+        if self.cloned is None:
+            return ()
         deadline = time.monotonic() + _TEARDOWN_SECONDS
         left: list[Residue] = []
         self.kill()
-        if self.cloned:
-            if not _wait_for_end(self.cloned.pidfd, deadline):
-                left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
-            left += self._look()
-            self.cloned.close()
-            self.cloned = None
+        if not _wait_for_end(self.pidfd, deadline):
+            left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
+        left += self._look()
         self._close_control()
-        if self.work is not None:
-            os.close(self.work)
-            self.work = None
+        for descriptor in [self.pidfd, *self.cloned.namespaces.values(), *([] if self.work is None else [self.work])]:
+            os.close(descriptor)
         for directory in self.group.directories.values() if self.group else ():
             reason = cgroups.remove(directory, deadline=deadline)
             if reason:
                 left.append(Residue(kind="cgroup", detail=f"{directory}: {reason}"))
-        if self.host_id:
-            problem = self.host_id.release()
-            if problem:
-                left.append(Residue(kind="file", detail=problem))
+        problem = self.cloned.host_id.release() if self.cloned.host_id else None
+        if problem:
+            left.append(Residue(kind="file", detail=problem))
+        self.cloned = self.work = None
         return tuple(left)
 
     def _look(self) -> list[Residue]:
-        """What is still there besides the descriptors that we close next. They are held until then: the kernel gives the numbers of a
-        namespace or mount that is gone to the next cell, which would then be taken for the remains of this one."""
+        """What is still there besides the descriptors that we close next.
+
+        They are held until then: the kernel gives the numbers of a namespace or mount that is gone to the next cell, which would then be
+        taken for the remains of this one.
+        """
         assert self.cloned is not None
         ours = {*self.cloned.namespaces.values()}
         if self.control_socket:
@@ -482,10 +456,6 @@ def _wait_for_end(pidfd: int, deadline: float) -> bool:
     return bool(poll.poll(max(0, round((deadline - time.monotonic()) * 1000))))
 
 
-def _group_name(key: str) -> str:
-    return f"cellos-{key}"
-
-
 def _no_controller(name: str) -> str:
     return f"this host gives us no writable {name} control group; run as root or in a delegated group, or leave the limit out"
 
@@ -513,8 +483,8 @@ def _check_argv(argv: Sequence[str]) -> None:
             raise ArgvTooLarge(encoded_bytes=size, limit_bytes=LARGEST_ARGUMENT)
 
 
-def _create_group(group: cgroups.Group, limits: Mapping[str, int], quota: int | None, period: int | None) -> None:
-    group.create(
+def _limit_group(group: cgroups.Group, limits: Mapping[str, int], quota: int | None, period: int | None) -> None:
+    group.limit(
         cgroups.Limits(
             memory_bytes=limits.get("memoryBytes"),
             pids=limits["pids"],
@@ -544,6 +514,3 @@ def _explain(step: str, number: int, text: str) -> HostBackendError:
     if remedy:
         return MissingPrimitive(primitive=step, why=text, cure=remedy)
     return HostBackendError(f"cannot {step}: {text}")
-
-
-assert CELL_ID > 0

@@ -9,8 +9,9 @@ import os
 import select
 import stat
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
+
+from cellos.errors import HostBackendError, os_error_text
 
 if TYPE_CHECKING:
     from cellos.ports import Command, Ended, Output
@@ -20,13 +21,15 @@ _PIPE_BUF = 4096
 """A pipe that polls writable takes this much without blocking (pipe(7)). Others are asked again after each such piece."""
 _KILL_SECONDS = 5.0
 """How long a killed tree may take to be gone."""
+_LONGEST_POLL_SECONDS = 3600.0
+"""poll(2) counts milliseconds in an int; a later deadline is waited for in turns."""
 
 _KEPT_CONTROLS = "\n\t\r"
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 class _Escaper:
-    """Untrusted bytes to text that a terminal only shows: control characters, in all their encodings, become `\\x1b` and the like."""
+    r"""Untrusted bytes to text that a terminal only shows: control characters, in all their encodings, become `\x1b` and the like."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("backslashreplace")
@@ -57,8 +60,25 @@ class _Outflow:
         self.truncated = False
         self.pending = b""
         self.ended = False
-        self.piece = _CHUNK if self.target is not None and stat.S_ISREG(os.fstat(self.target).st_mode) else _PIPE_BUF
+        self._own_target = -1
+        try:
+            mode = os.fstat(self.target).st_mode if self.target is not None else 0
+        except OSError:
+            self.close()
+            os.close(self.child_end)
+            raise
+        self.piece = _CHUNK if stat.S_ISREG(mode) else _PIPE_BUF
+        if self.target is not None and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+            self._open_anew(self.target)
         self.escape = _Escaper() if output.escape else None
+
+    def _open_anew(self, target: int) -> None:
+        """A non-blocking description of the same pipe or terminal: that it polls writable does not say that it takes what we write, as
+        others (our other stream, for one) may write to it, too. The caller's own description is not ours to change."""
+        try:
+            self._own_target = self.target = os.open(f"/proc/self/fd/{target}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            return  # somebody else's terminal (su), or no /proc: then it has to do as it is
 
     def wants(self) -> tuple[int, int] | None:
         """The descriptor to poll and for what; None when this stream is finished."""
@@ -93,7 +113,7 @@ class _Outflow:
             return
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
+                raise HostBackendError(f"cannot pass the command's output on: {os_error_text(error)}") from error
             # The reader is gone. As in any pipeline the command learns it by SIGPIPE, unless we still capture.
             self.target, self.pending = None, b""
             if not self.capture_bytes:
@@ -105,6 +125,12 @@ class _Outflow:
         if not self.ended:
             self.ended = True
             os.close(self.source)
+
+    def close(self) -> None:
+        self.close_source()
+        if self._own_target >= 0:
+            os.close(self._own_target)
+            self._own_target = -1
 
 
 class _Inflow:
@@ -128,6 +154,8 @@ class _Inflow:
                 self.pending = os.read(self.source, _CHUNK)
             except BlockingIOError:
                 return
+            except OSError as error:
+                raise HostBackendError(f"cannot read the command's input: {os_error_text(error)}") from error
             if not self.pending:
                 self.close()
             return
@@ -183,9 +211,9 @@ class Relay:
                 self._outflows.append(_Outflow(output))
             if command.stdin is not None:
                 self._inflow = _Inflow(command.stdin)
-        except OSError:
+        except OSError as error:
             self.close()
-            raise
+            raise HostBackendError(f"cannot connect the command's streams: {os_error_text(error)}") from error
 
     @property
     def child_ends(self) -> list[int]:
@@ -207,7 +235,7 @@ class Relay:
     def close(self) -> None:
         self.release_child_ends()
         for flow in self._outflows:
-            flow.close_source()
+            flow.close()
         if self._inflow:
             self._inflow.close()
 
@@ -221,7 +249,7 @@ class Relay:
         """Relay until the command's tree is gone and its output is delivered; enforce the deadline and the interrupt. Returns how it ended.
 
         `started`: the time.monotonic() from which the deadline counts. `drain_seconds`: how long after the end output may still be on
-        its way; None means as long as the deadline allows, and at least 5 s, for a slow reader.
+        its way; None means as long as the deadline allows, and at least 5 s, for a slow reader. Raises HostBackendError where a stream fails.
         """
         command = self._command
         ended: Ended = "exited"
@@ -229,7 +257,8 @@ class Relay:
         deadline = limit
         stopping = killed = gone = False
         while True:
-            timeout = None if limit == math.inf else max(0, math.ceil((limit - time.monotonic()) * 1000))
+            left = min(limit - time.monotonic(), _LONGEST_POLL_SECONDS)
+            timeout = max(0, math.ceil(left * 1000))
             ready = self._poll(process, gone=gone, stopping=stopping, timeout=timeout)
             if ready is None:
                 return ended
@@ -258,14 +287,17 @@ class Relay:
                 if self._inflow:
                     self._inflow.close()
                 now = time.monotonic()
-                limit = now + drain_seconds if drain_seconds is not None else max(deadline, now + _KILL_SECONDS)
+                if drain_seconds is not None:
+                    limit = now + drain_seconds
+                else:  # a stop request is answered once: nobody could end the wait for a reader that never comes
+                    limit = now + _KILL_SECONDS if stopping else max(deadline, now + _KILL_SECONDS)
 
     def _abandon(self) -> None:
         """The reader of the output took too long: what it did not take is lost, and said to be."""
         for flow in self._outflows:
             flow.truncated = True
 
-    def _poll(self, process: Process, *, gone: bool, stopping: bool, timeout: int | None) -> set[int] | None:
+    def _poll(self, process: Process, *, gone: bool, stopping: bool, timeout: int) -> set[int] | None:
         """Wait for anything, move what can be moved, return what was ready; None when all is over."""
         all_flows: list[_Outflow | _Inflow] = [*self._outflows, *([self._inflow] if self._inflow else [])]
         flows = {flow: wanted for flow in all_flows if (wanted := flow.wants())}

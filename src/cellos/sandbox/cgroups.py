@@ -134,10 +134,13 @@ class Group:
         self.hierarchy = hierarchy
         self.directories = hierarchy.directories(name)
 
-    def create(self, limits: Limits) -> None:
-        """Make the directories and write the limits. Raises OSError with the path; what was made stays, for `remove`."""
+    def create(self) -> None:
+        """Make the directories. Raises OSError; what was made stays, for `remove`."""
         for directory in self.directories.values():
             os.mkdir(directory, 0o755)
+
+    def limit(self, limits: Limits) -> None:
+        """Write the limits. Raises OSError with the path."""
         for controller, name, text, required in writes(self.hierarchy, limits):
             path = f"{self.directories[controller]}/{name}"
             if required or os.path.exists(path):
@@ -150,6 +153,12 @@ class Group:
     def birth_directory(self) -> str | None:
         """The directory for CLONE_INTO_CGROUP, on version 2."""
         return self.directories[""] if self.hierarchy.version == 2 else None
+
+    def limits_swap(self) -> bool:
+        """Whether the kernel has a file to limit swap by; asked once the group exists."""
+        names = {1: (MEMORY, "memory.memsw.limit_in_bytes"), 2: ("", "memory.swap.max")}
+        controller, name = names[self.hierarchy.version]
+        return os.path.exists(f"{self.directories.get(controller, '')}/{name}")
 
     def out_of_memory_kills(self) -> int:
         """How many processes of the group the kernel killed for want of memory; 0 where it does not say."""
@@ -188,6 +197,15 @@ def remove(directory: str, *, deadline: float) -> str | None:
             time.sleep(0.001)
         else:
             return None
+
+
+def remove_abandoned(hierarchy: Hierarchy, prefix: str) -> None:
+    """Remove empty groups `<prefix><pid>-…` whose process is gone: it was killed before anybody knew of them."""
+    for parent in hierarchy.parents.values():
+        for name in os.listdir(parent):
+            pid = name.removeprefix(prefix).partition("-")[0]
+            if name.startswith(prefix) and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+                remove(f"{parent}/{name}", deadline=0)
 
 
 def _own_groups(text: str) -> dict[str, str]:

@@ -7,7 +7,10 @@ import socket
 
 
 def receive(channel: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
-    """Up to `size` bytes and `most` descriptors; empty bytes at end of file. (socket.recv_fds of Python 3.11 drops the close-on-exec flag.)"""
+    """Up to `size` bytes and `most` descriptors; empty bytes at end of file.
+
+    socket.recv_fds of Python 3.11 will not do: it drops the close-on-exec flag.
+    """
     item = array.array("i").itemsize
     data, ancillary, _, _ = channel.recvmsg(size, socket.CMSG_SPACE(most * item), socket.MSG_CMSG_CLOEXEC)
     received = array.array("i")

@@ -9,30 +9,31 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import random
 
 FIRST, COUNT = 2_000_000, 65_536
 DIRECTORY = "/run/cellos/ids"
+_MOST_LOOKED_AT = 256
 
 
 class HostId:
-    """A taken id."""
+    """A taken id: its number, and the locked descriptor of its file. The lock goes with the descriptor, also to another process."""
 
-    __slots__ = ("_descriptor", "_path", "number")
+    __slots__ = ("_directory", "descriptor", "number")
 
-    def __init__(self, number: int, path: str, descriptor: int) -> None:
+    def __init__(self, number: int, descriptor: int, directory: str = DIRECTORY) -> None:
         self.number = number
-        self._path = path
-        self._descriptor = descriptor
+        self.descriptor = descriptor
+        self._directory = directory
 
     def release(self) -> str | None:
         """Give it back; a text when its file could not be removed."""
         problem = None
+        path = f"{self._directory}/{self.number}"
         try:
-            os.unlink(self._path)
+            os.unlink(path)
         except OSError as error:
-            problem = f"{self._path}: {error.strerror}"
-        os.close(self._descriptor)
+            problem = f"{path}: {error.strerror}"
+        os.close(self.descriptor)
         return problem
 
 
@@ -44,10 +45,35 @@ class HostIds:
         self._count = count
         self._directory = directory
 
+    def exists(self, number: int) -> bool:
+        """Whether an id has a file: it is taken, or was by somebody who died."""
+        return os.path.exists(f"{self._directory}/{number}")
+
+    def remove_if_free(self, number: int) -> None:
+        """Remove the file of an id whose holder died."""
+        try:
+            descriptor = os.open(f"{self._directory}/{number}", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return  # somebody else removed it
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return
+        HostId(number, descriptor, self._directory).release()
+
+    def remove_abandoned(self) -> None:
+        """Remove the files of ids whose holders died together with their launcher; a part of them where there are many."""
+        if not os.path.isdir(self._directory):
+            return
+        for name in os.listdir(self._directory)[:_MOST_LOOKED_AT]:
+            if name.isdigit():
+                self.remove_if_free(int(name))
+
     def acquire(self) -> HostId:
         """Take a free id. Raises OSError, with ENOSPC when all are in use."""
         os.makedirs(self._directory, mode=0o700, exist_ok=True)
-        start = random.randrange(self._count)
+        start = int.from_bytes(os.urandom(4)) % self._count
         for offset in range(self._count):
             number = self._first + (start + offset) % self._count
             path = f"{self._directory}/{number}"
@@ -55,7 +81,7 @@ class HostIds:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_nlink:  # else its last holder removed it between our open and our lock
-                    return HostId(number, path, descriptor)
+                    return HostId(number, descriptor, self._directory)
             except BlockingIOError:
                 os.close(descriptor)
             else:

@@ -1,9 +1,12 @@
 """Process 1 of a cell: builds the cell from inside, confines itself, starts the one command, reaps, reports, and ends with its supervisor.
 
+It builds what every cell has before it asks what this one shall have, so that a cell can be made ahead of its document.
+
 It runs in a fork of the launcher (a small interpreter without secrets) and never executes anything itself. The command is started with
 posix_spawn, so it inherits what init has put on itself: no capabilities, no_new_privs, limits, Landlock, seccomp.
 
 It talks over one stream socket, `control`, whose only other end is the supervisor's; lines of JSON:
+    supervisor -> init    {"last_cap", "limits", "mounts", "program"} with a descriptor of each mount, if the supervisor opened them
     init -> supervisor    {"ready": true} with the work directory's descriptor | {"failed": step, "errno": n}
     supervisor -> init    {"argv", "env", "cwd"} with the descriptors of standard output, error and, if relayed, input
     init -> supervisor    {"started": true} | {"not_started": errno, "step": …}
@@ -31,9 +34,12 @@ from cellos.sandbox.descriptors import receive
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cellos.sandbox.messages import CommandRequest, InitRequest
+    from cellos.sandbox.rootfs import Step
 
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 _HIGHEST_FD_OF_OURS = 100
+_MOST_DESCRIPTORS = 253
+"""What the kernel passes at once (SCM_MAX_FD)."""
 
 
 class _Control:
@@ -51,10 +57,15 @@ class _Control:
         else:
             self.socket.sendall(data)
 
+    def take_descriptors(self) -> list[int]:
+        """Those that have come so far."""
+        taken, self.descriptors = self.descriptors, []
+        return taken
+
     def receive(self) -> dict[str, object]:
         """The next line; descriptors that came along are in `descriptors`. Exits the process at end of file: the supervisor is gone."""
         while b"\n" not in self.buffer:
-            data, descriptors = receive(self.socket, 1 << 16, 3)
+            data, descriptors = receive(self.socket, 1 << 16, _MOST_DESCRIPTORS)
             self.descriptors += descriptors
             if not data:
                 os._exit(3)
@@ -64,10 +75,13 @@ class _Control:
         return message
 
 
-def run(request: InitRequest, control_descriptor: int, released: int, trees: list[int]) -> None:
-    """Be process 1. `released`: a pipe on which the launcher writes one byte once maps and groups are set. Never returns normally."""
+def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
+    """Be process 1. `released`: a pipe on which the launcher writes one byte once maps and groups are set. Never returns normally.
+
+    `attached_v1`: we were put into control groups of version 1 after the clone.
+    """
     os.setsid()
-    control_descriptor, released, *trees = _keep_only(control_descriptor, released, *trees)
+    control_descriptor, released = _keep_only(control_descriptor, released)
     if os.read(released, 1) != b"g":
         os._exit(1)
     os.close(released)
@@ -75,8 +89,14 @@ def run(request: InitRequest, control_descriptor: int, released: int, trees: lis
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's handler would let the cell interrupt its process 1
     control = _Control(control_descriptor)
     step = ["start"]
+
+    def now(text: str) -> None:
+        step[0] = text
+
     try:
-        work = _confine(request, trees, step)
+        work = _build(attached_v1, now)
+        request: InitRequest = control.receive()  # type: ignore[assignment]  # the first line is the request
+        _confine(request, control.take_descriptors(), now)
     except OSError as error:
         control.send({"failed": step[0], "errno": error.errno, "text": f"{error.filename or step[0]}: {error.strerror}"})
         os._exit(1)
@@ -100,25 +120,25 @@ def _keep_only(*descriptors: int) -> list[int]:
     return kept
 
 
-def _confine(request: InitRequest, trees: list[int], step: list[str]) -> int:
-    """Everything between the clone and the command, in the only order that works. Returns the descriptor of the work directory's mount."""
-
-    def now(text: str) -> None:
-        step[0] = text
-
+def _build(attached_v1: bool, now: Step) -> int:
+    """What all cells have in common. Returns the descriptor of the work directory's mount."""
     now("take the cell's ids")
     # Id 0 is not mapped: making a file on a new tmpfs as id 0 would be EOVERFLOW. Capabilities survive, as no id here is 0 inside.
     os.setresgid(rootfs.CELL_ID, rootfs.CELL_ID, rootfs.CELL_ID)
     os.setresuid(rootfs.CELL_ID, rootfs.CELL_ID, rootfs.CELL_ID)
     os.umask(0o022)
-    if request["attached_v1"]:
+    if attached_v1:
         syscalls.call("unshare", syscalls.CLONE_NEWCGROUP)  # attached after the clone: make the group the visible root only now
     now("bring up loopback")
     loopback_up()
     now("set the host name")
     syscalls.sethostname("cell")
-    mounts = [(source, target, trees[i] if trees else -1) for i, (source, target) in enumerate(request["mounts"])]
-    work = rootfs.build(**request["root"], mounts=mounts, step=now)
+    return rootfs.build(now)
+
+
+def _confine(request: InitRequest, trees: list[int], now: Step) -> None:
+    """What this cell has of its own, and everything that takes power away, in the only order that works."""
+    rootfs.finish([(source, target, trees[i] if trees else -1) for i, (source, target) in enumerate(request["mounts"])], now)
     now("open standard input")
     null = os.open("/dev/null", os.O_RDWR)  # only now: one opened before pivot_root would be a way to see the host's mount
     for standard in (0, 1, 2):
@@ -141,7 +161,6 @@ def _confine(request: InitRequest, trees: list[int], step: list[str]) -> int:
     landlock.restrict()
     now("install the seccomp filter")
     seccomp.install(bytes.fromhex(request["program"]))
-    return work
 
 
 def loopback_up() -> None:
@@ -184,7 +203,7 @@ def _obey(control: _Control, child: int) -> None:
 def _start(control: _Control, message: CommandRequest) -> int:
     """Start the command; on failure report and exit."""
     argv, environment = message["argv"], message["env"]
-    outputs = control.descriptors
+    outputs = control.take_descriptors()
     actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, outputs[0], 1), (os.POSIX_SPAWN_DUP2, outputs[1], 2)]
     if len(outputs) > 2:
         actions.append((os.POSIX_SPAWN_DUP2, outputs[2], 0))

@@ -14,6 +14,14 @@ from cellos.sandbox.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_A
 CELL_ID = 1000
 """User and group id inside every cell."""
 
+MIB = 1 << 20
+WORK_BYTES, WORK_INODES = 256 * MIB, 16384
+TMP_BYTES, TMP_INODES = 64 * MIB, 4096
+SHM_BYTES = 64 * MIB
+
+BUILDING_PLACE = "/sys"
+"""Where the new root is mounted until it takes over: a directory that every host has and nobody mounts into a cell."""
+
 _SEALED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _SCRATCH = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
@@ -48,28 +56,24 @@ PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
 Step = Callable[[str], None]
 
 
-def build(
-    *, work_bytes: int, work_inodes: int, tmp_bytes: int, tmp_inodes: int, shm_bytes: int, mounts: list[tuple[str, str, int]], step: Step
-) -> int:
-    """Build the root and make it `/`; returns the descriptor of the work directory's mount, which outlives the cell.
+def build(step: Step) -> int:
+    """Build what every cell's root has; returns the descriptor of the work directory's mount, which outlives the cell.
 
-    `mounts`: (source, target, tree) read-only mounts; `tree` is a detached mount made by someone who may look up the source, or -1.
-    Raises OSError.
+    The root stays at BUILDING_PLACE, beside the host's files, until `finish`. Raises OSError.
     """
     step("stop mount propagation")
     syscalls.stop_propagation()
-    opened = []
-    for source, target, tree in mounts:  # before anything of ours hides the host's /tmp, where a source may lie
-        step(f"mount {source} at {target}")
-        opened.append((source, target, tree if tree >= 0 else syscalls.clone_tree(source, _SEALED)))
+    cpus = _read("/" + CPU_LIST)
     step("new root")
-    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size="4m", nr_inodes="2048", mode="755"), "/tmp")
-    os.chdir("/tmp")
+    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size="4m", nr_inodes="2048", mode="755"), BUILDING_PLACE)
+    os.chdir(BUILDING_PLACE)
     for path in DIRECTORIES:
         os.mkdir(path)
     for link in MERGED_USR:
         if os.path.islink("/" + link):
             os.symlink("usr/" + link, link)
+    if cpus is not None:
+        _touch(CPU_LIST, cpus)
     step("mount /usr")
     syscalls.bind("/usr", "usr", _SEALED)
     _build_etc(step)
@@ -81,14 +85,23 @@ def build(
         os.symlink(target, "dev/" + name)
     _mount_proc(step)
     step("mount /work, /tmp, /dev/shm")
-    work = syscalls.new_mount("tmpfs", _SCRATCH, size=str(work_bytes), nr_inodes=str(work_inodes), mode="700")
+    work = syscalls.new_mount("tmpfs", _SCRATCH, size=str(WORK_BYTES), nr_inodes=str(WORK_INODES), mode="700")
     syscalls.attach_mount(work, "work")
-    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(tmp_bytes), nr_inodes=str(tmp_inodes), mode="1777"), "tmp")
-    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(shm_bytes), nr_inodes=str(tmp_inodes), mode="1777"), "dev/shm")
+    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(TMP_BYTES), nr_inodes=str(TMP_INODES), mode="1777"), "tmp")
+    _attach(syscalls.new_mount("tmpfs", _SCRATCH, size=str(SHM_BYTES), nr_inodes=str(TMP_INODES), mode="1777"), "dev/shm")
     os.rmdir("var/tmp")
     os.symlink("../tmp", "var/tmp")  # relative: a mount point below it is made while "/" is still the host's
-    for source, target, tree in opened:
+    return work
+
+
+def finish(mounts: list[tuple[str, str, int]], step: Step) -> None:
+    """Add what was asked for, forbid user namespaces, and make the new root `/`, read-only. Raises OSError.
+
+    `mounts`: (source, target, tree) read-only mounts; `tree` is a detached mount made by someone who may look up the source, or -1.
+    """
+    for source, target, opened in mounts:
         step(f"mount {source} at {target}")
+        tree = opened if opened >= 0 else syscalls.clone_tree(source, _SEALED)
         _make_mount_point(tree, target)
         _attach(tree, target[1:])
     step("forbid user namespaces")  # through the old /proc: the new one is read-only there
@@ -97,7 +110,7 @@ def build(
     step("pivot_root")
     syscalls.pivot_here()
     syscalls.make_read_only("/")
-    return work
+    os.chdir("/work")
 
 
 def _attach(mount: int, path: str) -> None:
@@ -126,9 +139,6 @@ def _build_etc(step: Step) -> None:
         content = _read("/etc/" + name)
         if content is not None:
             _touch("etc/" + name, content)
-    cpus = _read("/" + CPU_LIST)
-    if cpus is not None:
-        _touch(CPU_LIST, cpus)
     for name in ETC_BOUND:
         if os.path.isdir("/etc/" + name):
             os.mkdir("etc/" + name)

@@ -89,7 +89,7 @@ def clone3(flags: int, *, cgroup: int = -1) -> tuple[int, int]:
 
 
 def new_mount(kind: str, attributes: int, **options: str) -> int:
-    """A new, detached mount of a file system of type `kind`. Its descriptor still reads the files after every namespace with it has died."""
+    """A new, detached mount of a file system of type `kind`. Its descriptor still reads the files when every namespace with it is gone."""
     context = call("fsopen", kind.encode(), _CLOEXEC)
     try:
         for key, value in options.items():
