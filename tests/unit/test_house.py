@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cellos.core.documents import parse_execution_cell
+from cellos.supervisor.compose import VARIABLES
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,3 +95,14 @@ def test_the_index_names_every_page() -> None:
     assert [str(page.relative_to(ROOT / "docs")) for page in PAGES[1:] if f"({page.relative_to(ROOT / 'docs')})" not in index] == [
         "index.md"
     ]
+
+
+def test_the_variables_of_the_supervisor_are_documented() -> None:
+    rows = [f"| `{variable.name}` | {variable.default} | {variable.effect} |" for variable in VARIABLES]
+    page = (ROOT / "docs/reference/supervisor.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.stem)
+def test_example_documents_are_valid(path: Path) -> None:
+    assert parse_execution_cell(path.read_bytes()).spec.id == path.stem
