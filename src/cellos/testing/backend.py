@@ -1,4 +1,3 @@
-
 """A backend in memory: nothing is run and nothing is isolated, time does not pass, and every step can be told to fail.
 
 A command's argv[0] names one of these programs:

@@ -65,8 +65,8 @@ def test_what_is_enforced_passes(members: dict[str, Any]) -> None:
         (
             {"run": {"secretDelivery": "runtimeLeasedBroker"}, "authority": {"secretRefs": ["T"]}},
             (
-                "spec.run.secretDelivery: runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret "
-                'broker; set it to "env"'
+                "spec.run.secretDelivery: runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this "
+                'secret broker; set it to "env"'
             ),
         ),
         (
