@@ -1,0 +1,133 @@
+"""Attacks on what the host has only so much of. Each is bounded, so that it harms nobody where nothing stops it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+
+from attempt import in_child, main, outcome
+
+
+def fork_bomb(most: str) -> object:
+    """How many processes can live at once, and what the next fork met."""
+    children: list[int] = []
+    reading, writing = os.pipe()
+    stopped = "nothing"
+    try:
+        while len(children) < int(most):
+            child = os.fork()
+            if child == 0:
+                os.close(writing)
+                os.read(reading, 1)  # until the bomb is over
+                os._exit(0)
+            children.append(child)
+    except OSError as error:
+        stopped = error.strerror
+    finally:
+        os.close(writing)
+        for child in children:
+            os.waitpid(child, 0)
+    return {"processes": len(children), "stopped by": stopped}
+
+
+def memory_bomb(mebibytes: str) -> object:
+    """Bytes that are really written to. The kernel ends who takes too many."""
+
+    def fill() -> int:
+        return len(bytearray(b"x") * (int(mebibytes) << 20)) >> 20
+
+    return in_child(fill)
+
+
+def fill_bytes(place: str, mebibytes: str) -> object:
+    """Write files of 4 MiB until something stops us; MiB written, and what stopped us."""
+    block, written = bytes(4 << 20), 0
+    paths = []
+    try:
+        while written < int(mebibytes):
+            paths.append(f"{place}/block.{len(paths)}")
+            with open(paths[-1], "wb", buffering=0) as file:
+                written += file.write(block) >> 20
+    finally:
+        for path in paths:
+            outcome(os.unlink, path)
+    return written
+
+
+def fill_inodes(place: str, most: str) -> object:
+    """Make empty files until something stops us."""
+    made = 0
+    try:
+        for made in range(1, int(most) + 1):
+            os.close(os.open(f"{place}/empty.{made}", os.O_CREAT | os.O_WRONLY))
+    finally:
+        for number in range(1, made + 1):
+            outcome(os.unlink, f"{place}/empty.{number}")
+    return made
+
+
+def big_file(place: str, mebibytes: str) -> object:
+    """One file that is larger than a file may be. It is sparse: it takes no room."""
+    path = f"{place}/big"
+    with open(path, "wb", buffering=0) as file:
+        try:
+            file.seek((int(mebibytes) << 20) - 1)
+            return file.write(b"x") == 1
+        finally:
+            os.unlink(path)
+
+
+def open_files(most: str) -> object:
+    """Hold as many descriptors as we can, after raising our own limit as far as it goes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    held: list[int] = []
+    try:
+        while len(held) < int(most):
+            held.append(os.open("/dev/null", os.O_RDONLY))
+        return len(held)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def dump_core(place: str) -> object:
+    """Die so that the kernel writes a memory image or hands one to its handler (core(5)), with a limit as high as we can get."""
+    os.chdir(place)
+
+    def allow() -> None:
+        resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    try:
+        allow()
+        raised = True
+    except (OSError, ValueError):  # Python has its own error for a limit above the hard one
+        raised = False
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGABRT, signal.SIG_DFL)
+        os.abort()
+    status = os.waitpid(child, 0)[1]
+    return {"raised": raised, "signal": os.WTERMSIG(status), "dumped": os.WCOREDUMP(status), "files": os.listdir(".")}
+
+
+def leave_orphan(*argv: str) -> object:
+    """Start a program twice removed, in a session of its own and deaf to SIGTERM and SIGHUP, and end before it does."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            null = os.open("/dev/null", os.O_RDWR)
+            for number in (0, 1, 2):
+                os.dup2(null, number)
+            os.execv(argv[0], argv)
+        os._exit(0)
+    os.waitpid(child, 0)
+    return "left"
+
+
+if __name__ == "__main__":
+    main(globals())

@@ -1,0 +1,202 @@
+"""Attacks on what the host has only so much of, and on the end of a cell: bombs, fills, core dumps, orphans.
+
+As everywhere in the tour, each is first seen to work outside, where it is bounded and cleaned up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PYTHON = "/usr/bin/python3"
+ROOT = os.geteuid() == 0
+
+WHY_SKIPPED = "what an ordinary user may not do outside proves nothing inside"
+pytestmark = pytest.mark.linux_backend(may_skip=WHY_SKIPPED)
+
+
+@pytest.fixture
+def limits(commands: Any) -> dict[str, int]:
+    """The limits that a run says it has."""
+    found: dict[str, int] = commands.cell(["/bin/true"])["isolation"]["limits"]
+    return found
+
+
+# ---------------------------------------------------------------- processes and memory
+
+
+def test_fork_bomb(limits: dict[str, int], outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    assert outside("resources", "fork_bomb", "300") == {"processes": 300, "stopped by": "nothing"}
+    bomb = inside("resources", "fork_bomb", "300")
+    assert bomb["stopped by"] == "Resource temporarily unavailable"
+    assert limits["pids"] - 5 <= bomb["processes"] < limits["pids"] < 300
+
+
+def memory_is_limited(doctor: Any) -> bool:
+    return bool(doctor.rows["limit memory"]["ok"])
+
+
+def test_memory_bomb(doctor: Any, commands: Any, attack: Any, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    """Where no memory control group is writable the limit is refused: it would be a promise that nobody keeps."""
+    assert outside("resources", "memory_bomb", "300") == 300
+    if not memory_is_limited(doctor):
+        done = commands.run("cellos", "run", "--mem", "128M", "--", "/bin/true")
+        assert (done.returncode, done.stdout) == (125, "")
+        assert done.stderr == (
+            "cellos: cannot enforce spec.run.limits.memoryMaxBytes: this host gives us no writable memory control group; "
+            "run as root or in a delegated group, or leave the limit out\n"
+        )
+        return
+    assert inside("resources", "memory_bomb", "300", options=["--mem", "512M"]) == 300, "with room the same program succeeds"
+    report = commands.cell([*attack("resources"), "memory_bomb", "300"], "--mem", "128M")
+    assert report["isolation"]["limits"]["memoryBytes"] == 128 << 20
+    assert report["oomKilled"]
+    # The kernel ends the bomb (version 1 of control groups) or the whole cell (version 2).
+    assert report["code"] == 128 + signal.SIGKILL or json.loads(report["stdout"]) == "signal 9"
+    assert report["residue"] == []
+
+
+def test_memory_is_limited_unasked(doctor: Any, commands: Any) -> None:
+    isolation = commands.cell(["/bin/true"])["isolation"]
+    assert ("memoryBytes" in isolation["limits"]) == memory_is_limited(doctor) == ("memory" not in isolation["unbounded"])
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.fixture
+def yard() -> Iterator[str]:
+    """A directory for what fills up outside, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="cellos-yard-") as place:
+        yield place
+
+
+@pytest.mark.parametrize(("place", "limit"), [("/work", "workBytes"), ("/tmp", "tmpBytes"), ("/dev/shm", "shmBytes")])
+def test_filling_by_bytes(
+    place: str, limit: str, limits: dict[str, int], yard: str, outside: Callable[..., Any], inside: Callable[..., Any]
+) -> None:
+    more = str((limits[limit] >> 20) + 8)
+    assert outside("resources", "fill_bytes", yard, more) >= int(more)
+    assert inside("resources", "fill_bytes", place, more) == "ENOSPC"
+    less = str((limits[limit] >> 20) - 8)
+    assert inside("resources", "fill_bytes", place, less) >= int(less), "what the limit promises is there"
+
+
+@pytest.mark.parametrize(("place", "limit"), [("/work", "workInodes"), ("/tmp", "tmpInodes"), ("/dev/shm", "tmpInodes")])
+def test_filling_by_inodes(
+    place: str, limit: str, limits: dict[str, int], yard: str, outside: Callable[..., Any], inside: Callable[..., Any]
+) -> None:
+    more = str(limits[limit] + 8)
+    assert outside("resources", "fill_inodes", yard, more) == int(more)
+    assert inside("resources", "fill_inodes", place, more) == "ENOSPC"
+
+
+def test_one_big_file(limits: dict[str, int], yard: str, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    size = limits["fileBytes"] >> 20
+    assert outside("resources", "big_file", yard, str(size + 1)) is True
+    assert inside("resources", "big_file", "/work", str(size + 1)) == "EFBIG"
+
+
+def test_open_files(limits: dict[str, int], outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    more = limits["openFiles"] + 8
+    if outside("resources", "open_files", str(more)) == "EMFILE":
+        pytest.skip(f"this user may not open that many: {WHY_SKIPPED}")
+    assert inside("resources", "open_files", str(more)) == "EMFILE"
+
+
+# ---------------------------------------------------------------- core dumps
+
+PATTERN = "/proc/sys/kernel/core_pattern"
+
+
+def test_core_dump(yard: str, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    """Whether the kernel writes a file or asks a program of the host to take it, a cell gives it nothing."""
+    control = outside("resources", "dump_core", yard)
+    if not control["dumped"]:
+        assert not ROOT, "root can have core dumps"
+        pytest.skip(f"this user has no core dumps (ulimit -c): {WHY_SKIPPED}")
+    assert inside("resources", "dump_core", "/work") == {"raised": False, "signal": signal.SIGABRT, "dumped": False, "files": []}
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can set the handler of core dumps")
+def test_handler_of_core_dumps(yard: str, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    """The handler runs as root of the host, and is fed by who crashed: it must not even start."""
+    called = Path(yard, "called")
+    handler = Path(yard, "handler")
+    handler.write_text(f"#!/bin/sh\ncat > /dev/null\ntouch {called}\n")
+    handler.chmod(0o755)
+    before = Path(PATTERN).read_text()
+    Path(PATTERN).write_text(f"|{handler}")
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            assert outside("resources", "dump_core", place)["dumped"]
+        _wait_for(called.exists)
+        called.unlink()
+        assert inside("resources", "dump_core", "/work") == {"raised": False, "signal": signal.SIGABRT, "dumped": False, "files": []}
+        # Handlers start in order: once another dump of ours was handled, one of the cell would have been, too.
+        assert not called.exists()
+    finally:
+        Path(PATTERN).write_text(before)
+
+
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+# ---------------------------------------------------------------- what outlives the command
+
+
+def test_orphans(inside: Callable[..., Any], outside: Callable[..., Any], request: pytest.FixtureRequest) -> None:
+    """A process that left its session and ignores what it may is gone with the command, however long it meant to stay."""
+    mark = f"cellos-orphan-{os.getpid()}-{os.urandom(4).hex()}"
+    sleeper = ["/bin/sh", "-c", "sleep 300; :", mark]
+    assert outside("resources", "leave_orphan", *sleeper) == "left"
+    left = carrying(mark)
+    assert left, "outside it stays"
+    for pid in left:
+        request.addfinalizer(lambda pid=pid: _end_group(pid))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    _wait_for(lambda: not carrying(mark))
+
+    assert inside("resources", "leave_orphan", *sleeper) == "left"
+    assert carrying(mark) == []
+
+
+def test_a_command_that_will_not_end(commands: Any) -> None:
+    """The same for a tree that a time-out ends."""
+    mark = f"cellos-deaf-{os.getpid()}-{os.urandom(4).hex()}"
+    deaf = "trap '' TERM INT HUP; (setsid sh -c 'trap \"\" TERM; while :; do sleep 300; done' \"$0\" &) ; while :; do sleep 300; done"
+    report = commands.cell(["/bin/sh", "-c", deaf, mark], "--timeout", "300ms")
+    assert (report["code"], report["timedOut"], report["residue"]) == (124, True, [])
+    assert carrying(mark) == []
+
+
+def carrying(mark: str) -> list[int]:
+    """Processes of this host with `mark` in their command line."""
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and int(name) != os.getpid() and mark.encode() in Path(f"/proc/{name}/cmdline").read_bytes():
+                found.append(int(name))
+        except OSError:
+            continue
+    return found
+
+
+def _end_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
