@@ -74,7 +74,8 @@ class _Outflow:
 
     def _open_anew(self, target: int) -> None:
         """A non-blocking description of the same pipe or terminal: that it polls writable does not say that it takes what we write, as
-        others (our other stream, for one) may write to it, too. The caller's own description is not ours to change."""
+        others (our other stream, for one) may write to it, too. The caller's own description is not ours to change.
+        """
         try:
             self._own_target = self.target = os.open(f"/proc/self/fd/{target}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
@@ -249,7 +250,8 @@ class Relay:
         """Relay until the command's tree is gone and its output is delivered; enforce the deadline and the interrupt. Returns how it ended.
 
         `started`: the time.monotonic() from which the deadline counts. `drain_seconds`: how long after the end output may still be on
-        its way; None means as long as the deadline allows, and at least 5 s, for a slow reader. Raises HostBackendError where a stream fails.
+        its way; None means as long as the deadline allows, and at least 5 s, for a slow reader.
+        Raises HostBackendError where a stream fails.
         """
         command = self._command
         ended: Ended = "exited"
