@@ -12,7 +12,7 @@ import gc
 import os
 import sys
 
-from cellos.cli.process import say, secure_standard_streams
+from cellos.cli.process import leave, say, secure_standard_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def main() -> None:
     is_run = arguments[:1] == ["run"]
     failure, usage = (OURS_IN_RUN, OURS_IN_RUN) if is_run else (FAILURE, USAGE)
     code = _guarded(arguments, starts_launcher=is_run, failure=failure, usage=usage)
-    sys.exit(_flushed(code, failure))
+    leave(_flushed(code, failure))
 
 
 def _guarded(arguments: list[str], *, starts_launcher: bool, failure: int, usage: int) -> int:
@@ -74,7 +74,7 @@ def _start_launcher() -> "Launcher | None":
         return None
     from cellos.sandbox.launcher import Launcher
 
-    return Launcher.start()
+    return Launcher.start(ahead=1)
 
 
 def _flushed(code: int, failure: int) -> int:

@@ -2,7 +2,12 @@
 
 import os
 import signal
-from types import FrameType
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -26,6 +31,17 @@ def say(text: str) -> None:
         return
 
 
+def leave(code: int) -> "NoReturn":
+    """End the process at once. Nothing is left to be closed, and taking the interpreter down would cost 3 ms and more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            continue  # whoever read it is gone; what had to be said about that was said
+    os._exit(code)
+
+
 class StopSignals:
     """SIGTERM, SIGINT and SIGHUP as a descriptor that becomes readable, instead of the death of the process.
 
@@ -44,7 +60,7 @@ class StopSignals:
                 self._old[number] = signal.signal(number, self._note)
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: "FrameType | None") -> None:
         if self.received is None:
             self.received = number
             os.write(self._writing, b"s")

@@ -26,25 +26,6 @@ MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class OneLineError(click.ClickException):
-    """Wrong usage, told in one line, with the exit code that says that it was ours."""
-
-    exit_code = OURS
-
-    def show(self, file: Any = None) -> None:
-        say(f"cellos run: {self.message}")
-
-
-class RunCommand(click.Command):
-    """A click command whose usage errors do not look like the exit code of what it runs."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.UsageError as error:
-            raise OneLineError(f"{error.format_message().rstrip('.')} (see cellos run --help)") from error
-
-
 def _duration(_: click.Context, option: click.Parameter, value: str | None) -> int | None:
     """`30s`, `1500ms`, `5m`, `1h`; a bare number is seconds. In milliseconds."""
     if value is None:
@@ -78,7 +59,7 @@ def _files(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -
     return tuple(found)
 
 
-@click.command(cls=RunCommand, context_settings={"allow_interspersed_args": False, "help_option_names": ["-h", "--help"]})
+@click.command(context_settings={"allow_interspersed_args": False})
 @click.option("-i", "interactive", is_flag=True, help="Relay our standard input to the command; else it reads /dev/null.")
 @click.option("--here", is_flag=True, help="The current directory, read-only, is the working directory (else the cell's empty /work).")
 @click.option("--ro", "read_only", multiple=True, metavar="DIR", help="Show that directory, read-only, at the same path.")

@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 
-from cellos.cli.process import StopSignals, say, secure_standard_streams
+from cellos.cli.process import StopSignals, leave, say, secure_standard_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main() -> None:
         code = _main(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    leave(code)
 
 
 def _main(arguments: list[str]) -> int:
@@ -62,7 +62,7 @@ def _main(arguments: list[str]) -> int:
 def _start_launcher() -> "Launcher":
     from cellos.sandbox.launcher import Launcher
 
-    return Launcher.start()
+    return Launcher.start(ahead=1)
 
 
 def _run(path: str, launcher: "Launcher | None") -> int:

@@ -8,8 +8,9 @@ A ttl or timeout of 0 is a deadline of 0: the command gets no time and is killed
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
+
+from msgspec import Struct
 
 from cellos.errors import ConfigError
 
@@ -19,8 +20,7 @@ _MAX_U64 = (1 << 64) - 1
 _DIGITS = re.compile(r"\+?[0-9]+", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Deadline:
+class Deadline(Struct, frozen=True, kw_only=True):
     """A time limit from the start of the program, with its `source`."""
 
     milliseconds: int

@@ -36,6 +36,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
         return ended.value.code
 
     monkeypatch.setattr(main, "_start_launcher", lambda: None)
+    monkeypatch.setattr(main, "leave", sys.exit)  # the real one would end the tests
     yield call
     import gc
 
@@ -94,7 +95,7 @@ class TestLauncher:
             "from cellos.cli import main\n"
             "class Launcher:\n"
             "    @classmethod\n"
-            "    def start(cls):\n"
+            "    def start(cls, ahead):\n"
             "        assert not {'click', 'msgspec', 'threading', 'asyncio', 'json'} & set(sys.modules), sorted(sys.modules)\n"
             "        print('started')\n"
             "        return cls()\n"
