@@ -216,7 +216,7 @@ KERNEL = {
     "32-bit system calls": Attack(do="kernel.int80", works="done", denied="signal 31"),
     "planting a key": Attack(do="kernel.add_key", works=True, denied="ENOSYS"),
 }
-NO_FAMILY = {"works": "opened", "denied": "EAFNOSUPPORT"}
+NO_FAMILY: dict[str, Any] = {"works": "opened", "denied": "EAFNOSUPPORT"}
 SOCKETS = {
     "raw socket": Attack(do="network.open_socket 2 3 1", works="opened", denied="EPERM", root=True),
     "raw IPv6 socket": Attack(do="network.open_socket 10 3 58", works="opened", denied="EPERM", root=True),

@@ -123,7 +123,8 @@ def find_key(name: str) -> object:
     def read() -> str:
         key = syscall(250, KEYCTL_SEARCH, SESSION_KEYRING, b"user", name.encode(), 0)
         buffer = ctypes.create_string_buffer(64)
-        return buffer[: syscall(250, KEYCTL_READ, key, buffer, 64, 0)].decode()
+        size = syscall(250, KEYCTL_READ, key, buffer, 64, 0)
+        return buffer.raw[:size].decode()
 
     def listed() -> bool:
         with open("/proc/keys") as file:

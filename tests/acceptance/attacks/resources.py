@@ -6,14 +6,14 @@ import os
 import resource
 import signal
 
-from attempt import in_child, main, outcome
+from attempt import in_child, main
 
 
 def fork_bomb(most: str) -> object:
     """How many processes can live at once, and what the next fork met."""
     children: list[int] = []
     reading, writing = os.pipe()
-    stopped = "nothing"
+    stopped: str | None = "nothing"
     try:
         while len(children) < int(most):
             child = os.fork()
@@ -41,30 +41,21 @@ def memory_bomb(mebibytes: str) -> object:
 
 
 def fill_bytes(place: str, mebibytes: str) -> object:
-    """Write files of 4 MiB until something stops us; MiB written, and what stopped us."""
+    """Write files of 4 MiB until something stops us, else the MiB that were written. They stay: they go with their directory."""
     block, written = bytes(4 << 20), 0
-    paths = []
-    try:
-        while written < int(mebibytes):
-            paths.append(f"{place}/block.{len(paths)}")
-            with open(paths[-1], "wb", buffering=0) as file:
-                written += file.write(block) >> 20
-    finally:
-        for path in paths:
-            outcome(os.unlink, path)
+    for number in range(int(mebibytes) // 4):
+        with open(f"{place}/block.{number}", "wb", buffering=0) as file:
+            while file.tell() < len(block):
+                file.write(block[file.tell() :])
+        written += 4
     return written
 
 
 def fill_inodes(place: str, most: str) -> object:
-    """Make empty files until something stops us."""
-    made = 0
-    try:
-        for made in range(1, int(most) + 1):
-            os.close(os.open(f"{place}/empty.{made}", os.O_CREAT | os.O_WRONLY))
-    finally:
-        for number in range(1, made + 1):
-            outcome(os.unlink, f"{place}/empty.{number}")
-    return made
+    """Make empty files until something stops us, else how many were made."""
+    for number in range(int(most)):
+        os.mknod(f"{place}/empty.{number}")
+    return int(most)
 
 
 def big_file(place: str, mebibytes: str) -> object:
@@ -118,8 +109,8 @@ def leave_orphan(*argv: str) -> object:
     if child == 0:
         os.setsid()
         if os.fork() == 0:
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+            for deaf_to in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(deaf_to, signal.SIG_IGN)
             null = os.open("/dev/null", os.O_RDWR)
             for number in (0, 1, 2):
                 os.dup2(null, number)
