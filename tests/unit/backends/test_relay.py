@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import termios
 import threading
@@ -156,6 +158,10 @@ def write_all(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
+def waiting_bytes(pipe: int) -> int:
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))[0])
+
+
 def until_ended(process: FakeProcess) -> None:
     select.select([process.pidfd], [], [], 10)
 
@@ -228,7 +234,7 @@ def talk_until_killed(process: FakeProcess) -> Callable[[list[int]], None]:
         while not select.select([process.pidfd], [], [], 0.001)[0]:
             for end in ends[:2]:
                 try:
-                    os.write(end, b"y" * 4096)
+                    os.write(end, b"line\n" * 999)
                 except (BlockingIOError, BrokenPipeError):
                     continue
 
@@ -259,16 +265,16 @@ def test_a_reader_that_never_reads_does_not_delay_the_deadline(process: FakeProc
     assert time.monotonic() - started < 3
 
 
-def test_another_writer_of_the_same_pipe_does_not_block_us(process: FakeProcess, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_streams_into_one_full_pipe_do_not_block_us(process: FakeProcess, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cellos.backends.relay._KILL_SECONDS", 0.2)
     pipe.fill()
 
     def script(ends: list[int]) -> None:
         os.write(ends[0], b"x" * 4096)
         os.write(ends[1], b"x" * 4096)
-        for _ in range(20):  # room for one, again and again, and three that want it
-            os.read(pipe.reading, 4096)
-            pipe.fill()
+        while any(waiting_bytes(end) for end in ends):  # until the relay holds both
+            os.sched_yield()
+        os.read(pipe.reading, 4096)  # room for one of them: both descriptors poll writable
         until_ended(process)
 
     order = unread(pipe)
