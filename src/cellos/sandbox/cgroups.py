@@ -79,13 +79,14 @@ def _discover_v2(directory: str, ours: frozenset[int]) -> Hierarchy | None:
     wanted = [c for c in CONTROLLERS if c in _read(f"{directory}/cgroup.controllers").split() and c not in enabled]
     if wanted:
         try:
-            _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                return None
-            if not _make_room(directory, ours):
-                return None
-            _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
+            try:
+                _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
+            except OSError as error:
+                if error.errno != errno.EBUSY or not _make_room(directory, ours):
+                    return None
+                _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
+        except OSError:  # somebody came, or one of us went, while we moved
+            return None
         enabled |= set(wanted)
     return Hierarchy(version=2, parents={"": directory}, controllers=frozenset(enabled) & frozenset(CONTROLLERS))
 

@@ -11,6 +11,7 @@ CURES = {
     "attach to control group": "run as root, or in a control group delegated to this user (systemd-run --user --scope -p Delegate=yes)",
     "hide the launcher": "allow prctl, in a container by its seccomp profile",
     "close_range": "needs Linux 5.9 or later",
+    "enter a cgroup namespace": "allow unshare, in a container by its seccomp profile",
     "bring up loopback": "let AppArmor or SELinux allow capabilities inside user namespaces",
     "set the host name": "let AppArmor or SELinux allow capabilities inside user namespaces",
     "stop mount propagation": "let AppArmor or SELinux allow mounts inside user namespaces",

@@ -31,6 +31,8 @@ class HostId:
         path = f"{self._directory}/{self.number}"
         try:
             os.unlink(path)
+        except FileNotFoundError:
+            pass
         except OSError as error:
             problem = f"{path}: {error.strerror}"
         os.close(self.descriptor)
@@ -60,7 +62,10 @@ class HostIds:
         except BlockingIOError:
             os.close(descriptor)
             return
-        HostId(number, descriptor, self._directory).release()
+        if os.fstat(descriptor).st_nlink:
+            HostId(number, descriptor, self._directory).release()
+        else:  # its holder removed it between our open and our lock: what bears the name now is another's
+            os.close(descriptor)
 
     def remove_abandoned(self) -> None:
         """Remove the files of ids whose holders died together with their launcher; a part of them where there are many."""
@@ -77,7 +82,12 @@ class HostIds:
         for offset in range(self._count):
             number = self._first + (start + offset) % self._count
             path = f"{self._directory}/{number}"
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno in (errno.EISDIR, errno.ELOOP):
+                    continue  # not a file of ours
+                raise
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if os.fstat(descriptor).st_nlink:  # else its last holder removed it between our open and our lock

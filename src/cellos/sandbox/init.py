@@ -128,6 +128,7 @@ def _build(attached_v1: bool, now: Step) -> int:
     os.setresuid(rootfs.CELL_ID, rootfs.CELL_ID, rootfs.CELL_ID)
     os.umask(0o022)
     if attached_v1:
+        now("enter a cgroup namespace")
         syscalls.call("unshare", syscalls.CLONE_NEWCGROUP)  # attached after the clone: make the group the visible root only now
     now("bring up loopback")
     loopback_up()
