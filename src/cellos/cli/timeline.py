@@ -7,6 +7,7 @@ no value is expected to have the type that it should have.
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from cellos.core.evidence.verify import RunReport
 from cellos.core.ids import TimeSyntaxError, unix_ns
 
 LONGEST_TEXT = 400
+DETAIL_WIDTH = 90
 DIGITS_SHOWN = 12
 _COMMON = frozenset({"cellId", "specId", "runId", "correlation", "tenantId", "placement", "chain", "schemaVersion"})
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -50,7 +52,8 @@ def event_lines(event: Event, start_ns: int | None) -> Iterator[str]:
     first, *more = list(describe(event.members)) or [""]
     yield f"{_since(event, start_ns):>14}  {label:<13}  {first}".rstrip()
     for line in more:
-        yield f"{'':14}  {'':13}  {line}"
+        for part in textwrap.wrap(line, DETAIL_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
+            yield f"{'':14}  {'':13}  {part}"
 
 
 def verdict(report: RunReport) -> str:
@@ -92,11 +95,20 @@ def _started(data: Mapping[str, Any]) -> Iterator[str]:
     isolated = enforced is None or enforced != []
     yield f"backend {_text(data, 'backend')}, ttl {_text(data, 'ttlSeconds')} s" + ("" if isolated else ", NOTHING IS ENFORCED")
     if isinstance(enforced, list) and enforced:
-        yield f"enforced: {', '.join(_value(each) for each in enforced)}"
+        yield f"enforced: {', '.join(_enforced(enforced))}"
     if isinstance(limits, dict) and limits:
         yield f"limits: {', '.join(_limit(name, value) for name, value in limits.items())}"
     if isinstance(unbounded, list) and unbounded:
         yield f"not limited: {', '.join(_value(each) for each in unbounded)}"
+
+
+def _enforced(names: list[object]) -> Iterator[str]:
+    """What holds the cell; its namespaces, which are many, as one item."""
+    suffix = "-namespace"
+    namespaces = [name.removesuffix(suffix) for name in names if isinstance(name, str) and name.endswith(suffix)]
+    if namespaces:
+        yield f"{len(namespaces)} namespaces ({' '.join(_value(name) for name in namespaces)})"
+    yield from (_value(name) for name in names if not (isinstance(name, str) and name.endswith(suffix)))
 
 
 def _spawned(data: Mapping[str, Any]) -> Iterator[str]:
