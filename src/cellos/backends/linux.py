@@ -172,7 +172,12 @@ class LinuxBackend:
         limits, unbounded = self._limits(spec.run.limits if spec.run else None)
         if cell.group:
             cpu = spec.run.limits.cpu_max if spec.run and spec.run.limits else None
-            _limit_group(cell.group, limits, cpu.quota_micros if cpu else None, cpu.period_micros if cpu else None)
+            try:
+                _limit_group(cell.group, limits, cpu.quota_micros if cpu else None, cpu.period_micros if cpu else None)
+            except OSError as error:
+                if error.errno == errno.EBUSY:  # version 1 does not take a memory limit below what is used
+                    raise _too_little_memory() from error
+                raise
             if cgroups.MEMORY in cell.group.hierarchy.controllers and not cell.group.limits_swap():
                 del limits["swapBytes"]
                 unbounded = (*unbounded, "swap")
@@ -256,9 +261,7 @@ class LinuxCell:
 
     def _ended_early(self) -> HostBackendError:
         if self.group and self.group.out_of_memory_kills():
-            return HostBackendError(
-                "the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough"
-            )
+            return _too_little_memory()
         return HostBackendError("the cell's init ended while it built the cell")
 
     def _next_message(self) -> dict[str, Any] | None:
@@ -458,6 +461,10 @@ def _wait_for_end(pidfd: int, deadline: float) -> bool:
 
 def _no_controller(name: str) -> str:
     return f"this host gives us no writable {name} control group; run as root or in a delegated group, or leave the limit out"
+
+
+def _too_little_memory() -> HostBackendError:
+    return HostBackendError("the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough")
 
 
 def _at_most(limit: int, value: int) -> int:
