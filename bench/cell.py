@@ -128,19 +128,19 @@ class Bench:
 
     def imports(self) -> None:
         """Where the start-up time of the supervisor goes: the 15 modules that take longest by themselves."""
-        done = subprocess.run(
-            [sys.executable, "-X", "importtime", "-c", "import sys; sys.argv = ['cellos-supervisor', sys.argv[1]]; from cellos.cli.supervisor import main; main()", self.spec],
-            env={**self.environment, "CELL_OS_USE_NOOP_SINK": "1"}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        script = f"import sys; sys.argv = ['cellos-supervisor', {self.spec!r}]; from cellos.cli.supervisor import main; main()"
+        environment = {**self.environment, "CELL_OS_USE_NOOP_SINK": "1"}
+        argv = [sys.executable, "-X", "importtime", "-c", script]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
         rows = []
         for line in done.stderr.splitlines():
             if line.startswith("import time:") and "[us]" not in line:
                 own, _, name = line.removeprefix("import time:").split("|")
                 rows.append((int(own) / 1e3, name.strip()))
-        total = sum(own for own, _ in rows)
+        total = sum(taken for taken, _ in rows)
         print(f"\nImports of cellos-supervisor: {len(rows)} modules, {total:.1f} ms (with the cost of measuring)")
-        for own, name in sorted(rows, reverse=True)[:15]:
-            print(f"  {own:6.2f} ms  {name}")
+        for taken, module in sorted(rows, reverse=True)[:15]:
+            print(f"  {taken:6.2f} ms  {module}")
         self.results["imports"] = {"modules": len(rows), "ms": total}
 
 

@@ -108,9 +108,9 @@ class LiveCell(Protocol):
         ...
 
     def open_artifact(self, path: str) -> BinaryIO:
-        """Open a regular file of the work directory, after `run`. Relative to it, or absolute beneath it; links, other mounts and `..` are refused.
+        """Open a regular file of the work directory, after `run`: relative to it, or absolute beneath it.
 
-        Raises ExportError.
+        Links, other mounts and `..` are refused. Raises ExportError.
         """
         ...
 
