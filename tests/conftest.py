@@ -1,4 +1,4 @@
-"""What all suites share: the question whether this host can isolate, and the markers that ask it.
+"""What all suites share: the question whether this host can isolate, the markers that ask it, and the commands that a user types.
 
     @pytest.mark.linux_backend                      skipped, with the doctor's reason, where the host cannot isolate
     @pytest.mark.linux_backend(may_skip="…")        the test may skip itself on a capable host, and says here why
@@ -16,9 +16,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,3 +111,78 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
         report.outcome = "failed"
         report.longrepr = f"{collector.nodeid} skips itself as a whole: mark its tests instead, so that each skip has its reason"
     return report
+
+
+# ---------------------------------------------------------------- the commands that a user types
+
+TIMEOUT_SECONDS = 60
+
+
+def command_line(name: str) -> list[str]:
+    """The console script `cellos` or `cellos-supervisor` as it stands in this checkout or environment."""
+    module = {"cellos": "main", "cellos-supervisor": "supervisor"}[name]
+    return [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; from cellos.cli.{module} import main; main()"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commands:
+    """Starts our commands. Each sees `environment` and nothing else of ours."""
+
+    environment: dict[str, str]
+    state: Path
+
+    @staticmethod
+    def line(name: str) -> list[str]:
+        """The command line of `name`, to start it by other means."""
+        return command_line(name)
+
+    def start(self, name: str, *arguments: str, variables: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
+        defaults: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(
+            [*command_line(name), *arguments], env=self.environment | (variables or {}), text=True, **(defaults | options)
+        )
+
+    def run(self, name: str, *arguments: str, variables: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        with self.start(name, *arguments, variables=variables, **options) as process:
+            try:
+                out, err = process.communicate(timeout=TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def cell(self, argv: Sequence[str], *options: str, **how: Any) -> dict[str, Any]:
+        """`cellos run --json OPTIONS -- ARGV`: its report, with its standard error as "our stderr"."""
+        done = self.run("cellos", "run", "--json", *options, "--", *argv, **how)
+        assert done.stdout, done.stderr
+        report: dict[str, Any] = json.loads(done.stdout)
+        assert report["code"] == done.returncode
+        return report | {"our stderr": done.stderr}
+
+
+def base_environment(state: Path) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
+    kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path)
+    return {name: value for name, value in kept.items() if value} | {"CELLOS_STATE_DIR": str(state)}
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Commands:
+    state = tmp_path / "state"
+    return Commands(environment=base_environment(state), state=state)
+
+
+Reaper = Callable[[subprocess.Popen[Any]], None]
+
+
+@pytest.fixture
+def ends() -> Iterator[Reaper]:
+    """Processes given to it are killed and reaped at the end of the test."""
+    started: list[subprocess.Popen[Any]] = []
+    yield started.append
+    for process in started:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream:
+                stream.close()

@@ -1,13 +1,10 @@
-"""The commands that a user types, run from this checkout, with a state directory of the test's own."""
+"""Programs that attack, and the two places where the tests run them."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,79 +13,6 @@ import pytest
 TIMEOUT_SECONDS = 60
 PYTHON = "/usr/bin/python3"
 ATTACKS = Path(__file__).parent / "attacks"
-
-
-def command_line(name: str) -> list[str]:
-    """The console script `cellos` or `cellos-supervisor` as it stands in this checkout or environment."""
-    module = {"cellos": "main", "cellos-supervisor": "supervisor"}[name]
-    return [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; from cellos.cli.{module} import main; main()"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Commands:
-    """Starts our commands. Each sees `environment` and nothing else of ours."""
-
-    environment: dict[str, str]
-    state: Path
-
-    @staticmethod
-    def line(name: str) -> list[str]:
-        """The command line of `name`, to start it by other means."""
-        return command_line(name)
-
-    def start(self, name: str, *arguments: str, variables: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
-        defaults: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            [*command_line(name), *arguments], env=self.environment | (variables or {}), text=True, **(defaults | options)
-        )
-
-    def run(self, name: str, *arguments: str, variables: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-        with self.start(name, *arguments, variables=variables, **options) as process:
-            try:
-                out, err = process.communicate(timeout=TIMEOUT_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def cell(self, argv: Sequence[str], *options: str, **how: Any) -> dict[str, Any]:
-        """`cellos run --json OPTIONS -- ARGV`: its report, with its standard error as "our stderr"."""
-        done = self.run("cellos", "run", "--json", *options, "--", *argv, **how)
-        assert done.stdout, done.stderr
-        report: dict[str, Any] = json.loads(done.stdout)
-        assert report["code"] == done.returncode
-        return report | {"our stderr": done.stderr}
-
-
-def base_environment(state: Path) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH", "VIRTUAL_ENV") if name in os.environ}
-    kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in kept.get("PYTHONPATH", "").split(os.pathsep) if path)
-    return {name: value for name, value in kept.items() if value} | {"CELLOS_STATE_DIR": str(state)}
-
-
-@pytest.fixture
-def commands(tmp_path: Path) -> Commands:
-    state = tmp_path / "state"
-    return Commands(environment=base_environment(state), state=state)
-
-
-Reaper = Callable[[subprocess.Popen[Any]], None]
-
-
-@pytest.fixture
-def ends() -> Iterator[Reaper]:
-    """Processes given to it are killed and reaped at the end of the test."""
-    started: list[subprocess.Popen[Any]] = []
-    yield started.append
-    for process in started:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream:
-                stream.close()
-
-
-# ---------------------------------------------------------------- attacks
 
 
 def attack_program(theme: str) -> list[str]:
@@ -123,7 +47,7 @@ def outside() -> Attempt:
 
 
 @pytest.fixture
-def inside(commands: Commands) -> Attempt:
+def inside(commands: Any) -> Attempt:
     """What comes of the same attack in a cell, of which nothing may stay. `options` are those of `cellos run`."""
 
     def run(theme: str, name: str, *arguments: str, options: Sequence[str] = (), **how: Any) -> Any:

@@ -21,7 +21,7 @@ ROOT = os.geteuid() == 0
 SECRET = "canary-7b20de41"
 
 WHY_SKIPPED = "what an ordinary user may not do outside proves nothing inside"
-pytestmark = pytest.mark.linux_backend(may_skip=WHY_SKIPPED)
+pytestmark = pytest.mark.linux_backend(user_may_skip=WHY_SKIPPED)
 
 PIPES = ["/dev/null", "pipe", "pipe"]
 
