@@ -178,10 +178,12 @@ def kill_all(directory: str) -> None:
         return
     for path, _, _ in os.walk(directory):
         for pid in _read(f"{path}/cgroup.procs").split():
+            if pid == "0":
+                continue  # a process of another process namespace; 0 would be our own process group
             try:
                 os.kill(int(pid), 9)
-            except ProcessLookupError:
-                continue  # it ended between the two calls
+            except (ProcessLookupError, PermissionError):
+                continue  # it ended between the two calls, or is not ours: then `remove` will tell
 
 
 def remove(directory: str, *, deadline: float) -> str | None:
@@ -193,11 +195,22 @@ def remove(directory: str, *, deadline: float) -> str | None:
             return None
         except OSError as error:
             if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                members = _read(f"{directory}/cgroup.procs").split()
-                return f"{error.strerror}, holds {len(members)} processes" if members else (error.strerror or "cannot be removed")
+                return f"{error.strerror}{_contents(directory)}"
             time.sleep(0.001)
         else:
             return None
+
+
+def _contents(directory: str) -> str:
+    members = _read(f"{directory}/cgroup.procs").split()
+    try:
+        children = sorted(entry.name for entry in os.scandir(directory) if entry.is_dir())
+    except OSError:
+        children = []
+    held = [f"{len(members)} process{'es' if len(members) > 1 else ''}"] if members else []
+    if children:
+        held.append(f"the groups {', '.join(children)}")
+    return f", holds {' and '.join(held)}" if held else ""
 
 
 def remove_abandoned(hierarchy: Hierarchy, prefix: str) -> None:
@@ -224,7 +237,8 @@ def _read(path: str) -> str:
         with open(path) as file:
             return file.read()
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV, errno.EACCES):  # ENODEV: the group went away between open and read
+        # ENODEV: the group went away between open and read; EOPNOTSUPP: a group of threads has no list of processes
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.EACCES, errno.EOPNOTSUPP):
             return ""
         raise
 
