@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ class Supervisor:
 
     def __call__(self, text: str | bytes, **variables: str) -> subprocess.CompletedProcess[str]:
         self.spec.write_bytes(text if isinstance(text, bytes) else text.encode())
-        return self.on(str(self.spec), **variables)
+        return self.on(str(self.spec), variables=variables)
 
-    def on(self, *arguments: str, variables: dict[str, str] | None = None, **more: str) -> subprocess.CompletedProcess[str]:
-        given = {"CELL_OS_JSONL_EVENTS": str(self.jsonl), **(variables or {}), **more}
+    def on(self, *arguments: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        given = {"CELL_OS_JSONL_EVENTS": str(self.jsonl), **(variables or {})}
         done: subprocess.CompletedProcess[str] = self.commands.run("cellos-supervisor", *arguments, variables=given)
         return done
 
@@ -179,46 +180,78 @@ class TestTime:
         assert supervisor.data("lifecycle.v1.destroyed")["reason"] == f"command spawn: {text}"
 
 
-class TestInterruption:
-    def start(self, supervisor: Supervisor, ends: Callable[[Any], None], **spec: Any) -> subprocess.Popen[str]:
-        supervisor.spec.write_text(document("sh", "-c", "echo up; sleep 1000", **spec))
-        process: subprocess.Popen[str] = supervisor.commands.start(
-            "cellos-supervisor", str(supervisor.spec), variables={"CELL_OS_JSONL_EVENTS": str(supervisor.jsonl)}
-        )
-        ends(process)
-        assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"
-        return process
+class Stream:
+    """The events of a run as they come, by a FIFO: nothing has to be waited for by time."""
 
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        # Open for both: so that reading waits for a writer, and the writer for nobody.
+        self.descriptor = os.open(path, os.O_RDWR)
+        self.lines: list[bytes] = []
+
+    def until(self, kind: str) -> dict[str, Any]:
+        """Read until that event has come; its data."""
+        data = b""
+        while True:
+            assert select.select([self.descriptor], [], [], 60)[0], f"no {kind}"
+            data += os.read(self.descriptor, 1)
+            if not data.endswith(b"\n"):
+                continue
+            event = json.loads(data)
+            self.lines.append(data[:-1])
+            data = b""
+            if event["type"] == PREFIX + kind:
+                return dict(event["data"])
+
+    @property
+    def types(self) -> list[str]:
+        return [json.loads(line)["type"].removeprefix(PREFIX) for line in self.lines]
+
+
+class TestInterruption:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_a_signal_tears_the_cell_down(self, supervisor: Supervisor, ends: Callable[[Any], None], number: int) -> None:
-        process = self.start(supervisor, ends)
+        stream = Stream(supervisor.jsonl)
+        supervisor.spec.write_text(document("sleep", "1000"))
+        variables = {"CELL_OS_JSONL_EVENTS": str(supervisor.jsonl)}
+        process = supervisor.commands.start("cellos-supervisor", str(supervisor.spec), variables=variables)
+        ends(process)
+        stream.until("observability.v1.process_spawned")
         process.send_signal(number)
-        _, error = process.communicate(timeout=60)
-        assert (process.returncode, error) == (128 + number, "Error: supervisor_terminated\n")
-        assert supervisor.types == COMMON
-        assert supervisor.data("command.v1.completed")["spawnError"] == "supervisor terminated"
-        destroyed = supervisor.data("lifecycle.v1.destroyed")
+        assert stream.until("command.v1.completed")["spawnError"] == "supervisor terminated"
+        destroyed = stream.until("lifecycle.v1.destroyed")
         assert (destroyed["outcome"], destroyed["reason"]) == ("failed", "supervisor_terminated")
+        _, error = process.communicate(timeout=60)
+        os.close(stream.descriptor)
+        assert (process.returncode, error) == (128 + number, "Error: supervisor_terminated\n")
+        assert stream.types == COMMON
+        assert verify(stream.lines).verified
         assert supervisor.left == []
 
     def test_after_kill_the_next_start_completes_the_record(self, supervisor: Supervisor, ends: Callable[[Any], None]) -> None:
-        process = self.start(supervisor, ends)
+        supervisor.spec.write_text(document("sh", "-c", "echo up; sleep 1000"))
+        variables = {"CELL_OS_JSONL_EVENTS": str(supervisor.jsonl)}
+        process = supervisor.commands.start("cellos-supervisor", str(supervisor.spec), variables=variables)
+        ends(process)
+        assert process.stdout.readline() == "up\n"
         process.kill()
         process.communicate(timeout=60)
-        assert len(supervisor.events) == 2
+        before = supervisor.events
         assert len(supervisor.left) == 2, "the record and the spool"
         done = supervisor(document("true", id="cell-2"))
         assert done.returncode == 0
         assert "was left unfinished by its supervisor" in done.stderr
-        first, second = (
-            [event["type"].removeprefix(PREFIX) for event in supervisor.events if event["data"]["cellId"] == cell]
-            for cell in ("cell-1", "cell-2")
-        )
-        assert first == [*COMMON[:2], COMMON[3]]
-        assert second == COMMON
-        lost = next(event["data"] for event in supervisor.events if event["data"]["cellId"] == "cell-1" and "outcome" in event["data"])
-        assert (lost["outcome"], lost["reason"], lost["terminalState"]) == ("failed", "supervisor_lost", "forced")
+        assert supervisor.events[: len(before)] == before
+        lost, *second = supervisor.events[len(before) :]
+        assert lost["type"] == PREFIX + COMMON[-1]
+        assert {name: lost["data"][name] for name in ("cellId", "outcome", "reason", "terminalState", "residueClass")} == {
+            "cellId": "cell-1",
+            "outcome": "failed",
+            "reason": "supervisor_lost",
+            "terminalState": "forced",
+            "residueClass": "none",
+        }
+        assert [event["type"].removeprefix(PREFIX) for event in second] == COMMON
         assert verify(supervisor.jsonl.read_bytes().splitlines()).verified
         assert supervisor.left == []
 
@@ -238,8 +271,11 @@ class TestBadInput:
             (document("true", lifetime={}), "ttlSeconds"),
             (document("a\0b"), "spec.run.argv[0] contains NUL byte"),
             (document("true", id="../x"), "spec.id must match"),
-            (document("true", authority={"egressRules": [{"host": "example.com", "port": 443}]}), "cannot enforce: spec.authority.egressRules: "),
-            (document("true", authority={"network": {}}), "spec.authority.network"),
+            (
+                document("true", authority={"egressRules": [{"host": "example.com", "port": 443}]}),
+                "cannot enforce: spec.authority.egressRules: ",
+            ),
+            (document("true", authority={"network": {}}), "authority.network is opaque"),
             (
                 document("true", authority={"secretRefs": ["TOKEN"]}, run={"secretDelivery": "runtimeLeasedBroker"}),
                 "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker",
@@ -281,7 +317,10 @@ class TestBadInput:
             ({"CELLOS_CELL_BACKEND": "firecracker"}, "CELLOS_CELL_BACKEND=firecracker is not built yet"),
             ({"CELLOS_CELL_BACKEND": "lunix"}, "unknown backend 'lunix'; known: linux, stub"),
             ({"CELLOS_RUN_TIMEOUT_MS": "0"}, "CELLOS_RUN_TIMEOUT_MS must be > 0"),
-            ({"CELL_OS_JSONL_EVENTS": "/no/such/directory/events"}, "jsonl open /no/such/directory/events: No such file or directory (os error 2)"),
+            (
+                {"CELL_OS_JSONL_EVENTS": "/no/such/directory/events"},
+                "jsonl open /no/such/directory/events: No such file",
+            ),
             ({"CELLOS_STATE_DIR": "/dev/null"}, "state directory /dev/null: not a directory"),
         ],
     )

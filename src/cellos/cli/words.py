@@ -91,7 +91,7 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
     """What to add to the command line, where the failure is of a kind that an option cures."""
     if outcome.command is None or outcome.reason is None or outcome.interrupted or outcome.timed_out is not None:
         return
-    if outcome.command.spawn_error is not None:
+    if outcome.command.spawn_error is not None and "/" not in options.argv[0]:
         found = shutil.which(options.argv[0])
         if found is not None and not _visible(options, found):
             directory = os.path.dirname(os.path.realpath(found))

@@ -51,12 +51,6 @@ def _derivation(spec: CellSpec) -> Refusal | None:
     return Refusal(field="spec.authority.authorityDerivation", why="derivation tokens are not verified yet")
 
 
-def _opaque_network(spec: CellSpec) -> Refusal | None:
-    if spec.authority.network is None:
-        return None
-    return Refusal(field="spec.authority.network", why="it has no defined meaning; destinations are declared in egressRules")
-
-
 def _export_targets(spec: CellSpec) -> Refusal | None:
     if not (spec.export and spec.export.targets):
         return None
@@ -91,4 +85,4 @@ def _grace(spec: CellSpec) -> Refusal | None:
     return Refusal(field="spec.run.limits.gracefulShutdownSeconds", why=f"it is at most {LARGEST_GRACE_SECONDS}")
 
 
-CHECKS: tuple[Check, ...] = (_identity, _derivation, _opaque_network, _export_targets, _secret_names, _secret_delivery, _grace)
+CHECKS: tuple[Check, ...] = (_identity, _derivation, _export_targets, _secret_names, _secret_delivery, _grace)
