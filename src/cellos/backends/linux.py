@@ -6,12 +6,12 @@ the pidfd of its init, the control socket that is also its lifeline, and the mou
 
 from __future__ import annotations
 
+import _socket
 import errno
 import io
 import json
 import os
 import resource
-import socket
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
 from cellos.sandbox import cgroups, seccomp, syscalls
 from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
-from cellos.sandbox.descriptors import receive
+from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.launcher import Cloned, Launcher, LauncherError
 from cellos.sandbox.rootfs import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
@@ -209,7 +209,7 @@ class LinuxCell:
         self.isolation = Isolation(backend=LinuxBackend.kind)
         self.group = cloned.group
         self.cloned: Cloned | None = cloned
-        self.control_socket: socket.socket | None = socket.socket(fileno=cloned.control)
+        self.control_socket: _socket.socket | None = _socket.socket(fileno=cloned.control)
         self.ids = (cloned.host_id.number, cloned.host_id.number) if cloned.host_id else (os.geteuid(), os.getegid())
         self.work: int | None = None
         self._identities: remains.Identities = {}
@@ -255,7 +255,7 @@ class LinuxCell:
     def _send(self, data: bytes, descriptors: list[int]) -> None:
         """A line with descriptors, in as many pieces as it takes. Raises OSError."""
         assert self.control_socket is not None
-        sent = socket.send_fds(self.control_socket, [data], descriptors) if descriptors else self.control_socket.send(data)
+        sent = send(self.control_socket, data, descriptors)
         if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
             self.control_socket.sendall(data[sent:])
 

@@ -29,7 +29,7 @@ import stat
 import struct
 
 from cellos.sandbox import landlock, rootfs, seccomp, syscalls
-from cellos.sandbox.descriptors import receive
+from cellos.sandbox.descriptors import receive, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ class _Control:
 
     def send(self, message: dict[str, object], descriptors: tuple[int, ...] = ()) -> None:
         data = json.dumps(message).encode() + b"\n"
-        if descriptors:
-            socket.send_fds(self.socket, [data], list(descriptors))
-        else:
-            self.socket.sendall(data)
+        send(self.socket, data, descriptors)
 
     def take_descriptors(self) -> list[int]:
         """Those that have come so far."""

@@ -10,7 +10,7 @@ holds is always a beginning of what the spool holds. Either way the caller learn
 
 from __future__ import annotations
 
-import threading
+import _thread
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -44,7 +44,7 @@ class Emitter:
         self._redacted_fields = redacted_fields
         self._now_ns = now_ns
         self._random = random
-        self._lock = threading.Lock()
+        self._lock = _thread.allocate_lock()
         self._count = 0
         self._ended = False
         self._lost = 0

@@ -7,7 +7,7 @@ from cellos.core.documents.execution_cell import CellSpec
 
 def raw_spec_hash(raw: bytes) -> str:
     """SHA-256 of a document as it was read: 64 lower-case hex digits."""
-    from hashlib import sha256
+    from cellos.core.sha256 import sha256
 
     return sha256(raw).hexdigest()
 
@@ -18,9 +18,9 @@ def canonical_spec_hash(spec: CellSpec) -> str:
     Two documents that differ only in blanks, order of members, or defaults written out have the same.
     """
     import json
-    from hashlib import sha256
 
     from cellos.core.documents.forms import canonical_form
+    from cellos.core.sha256 import sha256
 
     text = json.dumps(canonical_form(spec), ensure_ascii=False, separators=(",", ":"))
     return f"sha256:{sha256(text.encode()).hexdigest()}"

@@ -8,10 +8,10 @@ event itself, never of the envelope around it. `verify` (beside this module) rea
 
 from __future__ import annotations
 
-from hashlib import sha256
 from typing import Any
 
 from cellos.core.events import canonical_bytes, parse_event
+from cellos.core.sha256 import sha256
 from cellos.errors import EvidenceError
 
 VERSION = "cellos-chain-v1"
