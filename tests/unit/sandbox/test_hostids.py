@@ -16,7 +16,7 @@ from cellos.sandbox.hostids import HostId, HostIds
 TAKE = """
 import os, random, sys
 from cellos.sandbox.hostids import HostIds
-ids = HostIds(first=100, count=12, directory=sys.argv[1])  # more than all hold: a sweep takes one for a moment
+ids = HostIds(first=100, count=40, directory=sys.argv[1])  # many more than all hold: they move while one walks along them
 taken = []
 for turn in range(600):
     if taken and (len(taken) == 2 or random.random() < 0.5):
