@@ -115,6 +115,8 @@ prepare() { # prepare runtime|dev
         say "installing cellos"
         if [ "$in_place" = yes ]; then
             install_packages --no-deps --no-build-isolation --editable "$root"
+            # Sources that nobody compiled would be compiled at every start, where PYTHONDONTWRITEBYTECODE is set.
+            "$venv/bin/python" -m compileall -q "$root/src"
         else # a build writes beside the sources, and those are not ours to write to
             source=$(mktemp -d "$venv/source.XXXXXX")
             cp -R "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/src" "$source"
