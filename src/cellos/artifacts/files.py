@@ -1,13 +1,15 @@
 """Artifact stores on the local file system. An artifact appears under its name whole or not at all.
 
-Both write a temporary file beside the destination and give it its name at the end. `DirectoryStore` never replaces anything and follows
-no link below its root; `PlacedFiles` puts each artifact where its owner said, replacing what is there.
+Both write a file without a name in the destination's directory, and name it at the end. `DirectoryStore` never replaces anything and
+follows no link below its root; `PlacedFiles` puts each artifact where its owner said, replacing what is there.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
+from io import RawIOBase
 from typing import BinaryIO
 
 from cellos.errors import ExportError, os_error_text
@@ -15,6 +17,8 @@ from cellos.ports import Receipt
 
 _CHUNK = 1 << 20
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_UNNAMED = os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -99,27 +103,49 @@ def check_artifact_name(name: str) -> None:
 
 
 def _copy(source: BinaryIO, directory: int, name: str, *, shown: str, mode: int, replace: bool) -> int:
-    """Copy to a temporary file of the directory, then rename or link it. Links fail on an existing name, which renames would replace."""
+    """Copy to a file of the directory that has no name yet, then give it one. Links fail on an existing name, which renames replace.
+
+    Whoever is killed in the middle of it leaves nothing (open(2), O_TMPFILE). Some file systems do not have that: there the file is named
+    from the beginning.
+    """
     temporary = f".cellos-{os.urandom(8).hex()}"
     try:
-        descriptor = os.open(temporary, _NEW, mode, dir_fd=directory)
+        try:
+            descriptor, unnamed = os.open(".", _UNNAMED, mode, dir_fd=directory), True
+        except OSError as error:
+            if error.errno not in _NO_UNNAMED_FILES:
+                raise
+            descriptor, unnamed = os.open(temporary, _NEW, mode, dir_fd=directory), False
         try:
             with open(descriptor, "wb", buffering=0) as target:
-                written = 0
-                while chunk := source.read(_CHUNK):
-                    view = memoryview(chunk)
-                    while view:
-                        count = target.write(view)
-                        written += count
-                        view = view[count:]
-            if replace:
+                written = _pump(source, target)
+                whole = f"/proc/self/fd/{descriptor}" if unnamed else temporary
+                if not replace:
+                    os.link(whole, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=unnamed)
+                    return written
+                if unnamed:
+                    os.link(whole, temporary, dst_dir_fd=directory)
                 os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
                 return written
-            os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
-        except BaseException:
-            os.unlink(temporary, dir_fd=directory)
-            raise
-        os.unlink(temporary, dir_fd=directory)
-        return written
+        finally:
+            _remove(temporary, directory)
     except OSError as error:
         raise ExportError(f"export copy -> {shown}: {os_error_text(error)}") from error
+
+
+def _pump(source: BinaryIO, target: RawIOBase) -> int:
+    written = 0
+    while chunk := source.read(_CHUNK):
+        view = memoryview(chunk)
+        while view:
+            count = target.write(view) or 0
+            written += count
+            view = view[count:]
+    return written
+
+
+def _remove(name: str, directory: int) -> None:
+    try:
+        os.unlink(name, dir_fd=directory)
+    except FileNotFoundError:
+        return

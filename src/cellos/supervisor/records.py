@@ -9,6 +9,7 @@ record. Two sweeps at once do not disturb each other: one gets the lock, and the
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -210,12 +211,16 @@ def _lost(record: RunRecord, residue: tuple[Residue, ...]) -> Draft:
 
 
 def _catch_up(record: RunRecord, path: str, sink: EventSink) -> None:
-    """Send the events of the spool that the JSONL file at `path` lacks, in order."""
-    size = os.stat(path).st_size
-    offset = record.jsonl_offset if record.jsonl_offset <= size else 0  # shorter than it was: another file under that name
+    """Send the events of the spool that the JSONL file at `path` lacks, in order.
+
+    What went through a pipe or device cannot be looked up: there all come again, and readers tell by their ids.
+    """
+    status = os.stat(path)
     missing = dict.fromkeys(read_lines(record.spool))
-    for line in read_lines(path, offset=offset):
-        missing.pop(line, None)
+    if stat.S_ISREG(status.st_mode):
+        offset = record.jsonl_offset if record.jsonl_offset <= status.st_size else 0  # shorter than it was: another file under that name
+        for line in read_lines(path, offset=offset):
+            missing.pop(line, None)
     for line in missing:
         sink.emit(parse_event(line).id, line)
 

@@ -11,6 +11,13 @@ from cellos.artifacts.files import DirectoryStore, PlacedFiles, check_artifact_n
 from cellos.errors import ExportError
 
 
+@pytest.fixture(autouse=True, params=["files without a name", "named files"])
+def file_system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of file system. One that does not know the flag sees a directory opened for writing: EISDIR (open(2))."""
+    if request.param == "named files":
+        monkeypatch.setattr("cellos.artifacts.files._UNNAMED", os.O_WRONLY)
+
+
 class Broken(io.BytesIO):
     """Fails after its first piece."""
 

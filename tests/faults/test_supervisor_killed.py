@@ -1,0 +1,399 @@
+"""A supervisor that is killed leaves nothing that runs, and the next start ends what it could not end.
+
+It is stopped where a test wants it without any hook in it. Its JSONL file is a FIFO of one page, and events are padded so that a page holds
+only one: each that is read from it lets one more pass, and the next blocks the supervisor, which has just added it to its spool. Where
+there is no event to wait for, it is stopped (SIGSTOP) as soon as a file of its own says how far it is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellos.core.evidence.verify import verify
+
+pytestmark = pytest.mark.linux_backend
+
+PAGE = 4096
+PADDING = "x" * 1700
+SECONDS = 20.0
+STARTED, SPAWNED, COMPLETED = "lifecycle.v1.started", "observability.v1.process_spawned", "command.v1.completed"
+TOUCHED, EXPORTED, DESTROYED = "observability.v1.fs_touch", "export.v2.completed", "lifecycle.v1.destroyed"
+EVENTS = [STARTED, SPAWNED, COMPLETED, TOUCHED, EXPORTED, DESTROYED]
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The first true answer of `condition`."""
+    deadline = time.monotonic() + SECONDS
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {SECONDS:.0f} s for {what}"
+        time.sleep(0.001)
+    return answer
+
+
+def kind(event: dict[str, Any]) -> str:
+    return str(event["type"]).removeprefix("dev.cellos.events.cell.")
+
+
+def document(*argv: str, cell_id: str = "victim", **spec: Any) -> dict[str, Any]:
+    run = {"argv": list(argv), **spec.pop("run", {})}
+    body = {"id": cell_id, "authority": {}, "lifetime": {"ttlSeconds": 60}, "run": run, "correlation": {"labels": {"padding": PADDING}}}
+    return {"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body | spec}
+
+
+EXPORTING = document("/bin/sh", "-c", "echo made > result", export={"artifacts": [{"name": "result", "path": "result"}]})
+RUNNING = document("/bin/sh", "-c", "trap '' TERM; (setsid sleep 300 &); echo up; while :; do sleep 300; done")
+
+
+class Fifo:
+    """A JSONL file that takes one event at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        os.mkfifo(path)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        assert fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PAGE) == PAGE
+        assert os.write(self._descriptor, b"\n" * PAGE) == PAGE
+        self._size = PAGE
+        self.passed = b""
+
+    def read(self) -> None:
+        """Take what is there, so that one event more may pass."""
+        data = os.read(self._descriptor, self._size)
+        assert data.strip() == b"" or PAGE // 2 < len(data) <= self._size
+        self.passed += data.lstrip(b"\n")
+
+    def widen(self) -> None:
+        """Hold up nobody any more."""
+        self._size = fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
+
+    def become_file(self) -> None:
+        """What passed, in a regular file under the same name."""
+        try:
+            self.read()
+        except BlockingIOError:
+            pass
+        os.close(self._descriptor)
+        self.path.unlink()
+        self.path.write_bytes(self.passed)
+
+
+class Victim:
+    """A `cellos-supervisor` that will be killed."""
+
+    def __init__(self, commands: Any, place: Path, ends: Callable[[Any], None], *, fifo: bool = False) -> None:
+        self.commands = commands
+        self.place = place
+        self.jsonl = place / "events.jsonl"
+        self.fifo = Fifo(self.jsonl) if fifo else None
+        self.runs = commands.state / "runs"
+        self._ends = ends
+
+    def start(self, spec: dict[str, Any] | None, **options: Any) -> None:
+        """Without a document it is left waiting for one on its standard input."""
+        path = self.place / "spec.json"
+        path.write_text(json.dumps(spec))
+        variables = {"CELL_OS_JSONL_EVENTS": str(self.jsonl), "CELLOS_EXPORT_DIR": str(self.place / "out")}
+        if spec is None:
+            options["stdin"] = subprocess.PIPE
+        self.process = self.commands.start("cellos-supervisor", str(path) if spec else "-", variables=variables, **options)
+        self._ends(self.process)
+
+    # -- how far it is
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_bytes()) for path in self.runs.glob("*.json")] if self.runs.is_dir() else []
+
+    def spooled(self) -> list[dict[str, Any]]:
+        lines = [line for path in self.commands.state.glob("spool/*") for line in path.read_bytes().split(b"\n")[:-1]]
+        return [json.loads(line) for line in lines]
+
+    def advance_to(self, event: str) -> None:
+        """Let it go on until it has spooled `event` and is held up by it."""
+        assert self.fifo
+        for number in range(1, EVENTS.index(event) + 2):
+            wait_for(lambda number=number: len(self.spooled()) >= number, f"event {number}")
+            if number <= EVENTS.index(event):
+                self.fifo.read()
+        assert [kind(each) for each in self.spooled()] == EVENTS[: EVENTS.index(event) + 1]
+
+    def family(self) -> list[int]:
+        """The processes below it: its launcher, and what that made."""
+
+        def below(pid: int) -> Iterator[int]:
+            try:
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            except FileNotFoundError:
+                return
+            for child in map(int, children):
+                yield child
+                yield from below(child)
+
+        return list(below(self.process.pid))
+
+    # -- its end
+
+    def kill(self, *also: int) -> list[int]:
+        """SIGKILL to it and `also`; then nothing of it may run for longer than a second. The ids of its cells' processes, for a message."""
+        family = self.family()
+        pidfds = [os.pidfd_open(pid) for pid in family]
+        try:
+            self.process.kill()
+            for pid in also:
+                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 1.0
+            for pid, pidfd in zip(family, pidfds, strict=True):
+                left = select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]
+                assert left, f"pid {pid} outlived the supervisor by more than 1 s"
+        finally:
+            for pidfd in pidfds:
+                os.close(pidfd)
+        self.process.wait()
+        return family
+
+
+@pytest.fixture
+def victim(commands: Any, tmp_path: Path, ends: Callable[[Any], None]) -> Callable[..., Victim]:
+    def make(**options: Any) -> Victim:
+        return Victim(commands, tmp_path, ends, **options)
+
+    return make
+
+
+def host_mounts() -> str:
+    return Path("/proc/self/mountinfo").read_text()
+
+
+def host_ids() -> set[str]:
+    """Host ids of root's cells that somebody holds."""
+    held = set()
+    for path in Path("/run/cellos/ids").glob("*") if os.geteuid() == 0 else ():
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.add(path.name)
+    return held
+
+
+def next_start(victim: Victim) -> subprocess.CompletedProcess[str]:
+    """Another run with the same state directory and events."""
+    path = victim.place / "next.json"
+    path.write_text(json.dumps(document("/bin/true", cell_id="next")))
+    done: subprocess.CompletedProcess[str] = victim.commands.run(
+        "cellos-supervisor", str(path), variables={"CELL_OS_JSONL_EVENTS": str(victim.jsonl)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def nothing_left(victim: Victim, records: list[dict[str, Any]]) -> None:
+    for record in records:
+        assert [path for path in record["footprint"]["cgroups"] if os.path.exists(path)] == []
+    assert [path.name for path in victim.commands.state.rglob("*") if path.is_file()] == []
+    assert [path.name for path in victim.place.glob("out/*/.*")] == []
+
+
+def the_run_was_ended(victim: Victim, done: subprocess.CompletedProcess[str], expected: list[str], *, lost: bool = True) -> None:
+    """Its chain verifies and ends as it should, and so does that of the run that swept it."""
+    assert done.stderr.count("was left unfinished by its supervisor") == 1
+    report = verify(victim.jsonl.read_bytes().splitlines())
+    assert report.verified, report
+    events = [json.loads(line) for line in victim.jsonl.read_bytes().splitlines()]
+    mine = [event for event in events if event["data"]["cellId"] == "victim"]
+    assert [kind(event) for event in mine] == expected
+    end = mine[-1]["data"]
+    if lost:
+        assert (end["outcome"], end["reason"], end["terminalState"]) == ("failed", "supervisor_lost", "forced")
+    else:
+        assert (end["outcome"], end.get("reason")) == ("succeeded", None)
+    assert (end["residueClass"], end["chain"]["count"]) == ("none", len(expected))
+    shown = victim.commands.run("cellos", "events", str(victim.jsonl))
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+
+
+# ---------------------------------------------------------------- kill -9
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_killed_at_an_event(event: str, victim: Callable[..., Victim]) -> None:
+    mounts, ids = host_mounts(), host_ids()
+    killed = victim(fifo=True)
+    killed.start(EXPORTING)
+    killed.advance_to(event)
+    records = killed.records()
+    assert [record["run"]["cell_id"] for record in records] == ["victim"]
+    if event == STARTED:
+        assert len(killed.family()) == 2, "the launcher and the cell's init"
+
+    killed.kill()
+    assert killed.fifo
+    killed.fifo.become_file()
+
+    # What was spooled reaches the file, and what was promised to be last is last.
+    seen = EVENTS[: EVENTS.index(event) + 1]
+    the_run_was_ended(killed, next_start(killed), seen if event == DESTROYED else [*seen, DESTROYED], lost=event != DESTROYED)
+    nothing_left(killed, records)
+    assert (host_mounts(), host_ids()) == (mounts, ids)
+
+
+@pytest.mark.parametrize("with_launcher", [False, True], ids=["alone", "with its launcher"])
+def test_killed_while_the_command_runs(with_launcher: bool, victim: Callable[..., Victim]) -> None:
+    ids = host_ids()
+    killed = victim()
+    killed.start(RUNNING)
+    assert killed.process.stdout
+    assert killed.process.stdout.readline() == "up\n"
+    records = wait_for(killed.records, "the record")
+    family = killed.family()
+    assert len(family) >= 4, "launcher, init, the command, its sleeper"
+
+    killed.kill(*(family[:1] if with_launcher else []))
+    the_run_was_ended(killed, next_start(killed), [STARTED, SPAWNED, DESTROYED])
+    nothing_left(killed, records)
+    assert host_ids() == ids
+
+
+def test_killed_before_it_has_a_document(victim: Callable[..., Victim]) -> None:
+    """There is no run yet, so there is nothing to end; a cell that was made ahead goes."""
+    ids = host_ids()
+    killed = victim()
+    killed.start(None)
+    wait_for(lambda: len(killed.family()) >= 2, "the launcher's spare cell")
+    killed.kill()
+    done = next_start(killed)
+    assert done.stderr == ""
+    assert {json.loads(line)["data"]["cellId"] for line in killed.jsonl.read_bytes().splitlines()} == {"next"}
+    nothing_left(killed, [])
+    assert host_ids() == ids
+
+
+def test_killed_while_it_makes_the_cell(victim: Callable[..., Victim]) -> None:
+    """Stopped as soon as its record is there; a try that came too late is repeated."""
+    for _ in range(20):
+        killed = victim()
+        killed.start(EXPORTING)
+        deadline = time.monotonic() + SECONDS
+        while not killed.records():
+            assert time.monotonic() < deadline
+        killed.process.send_signal(signal.SIGSTOP)
+        os.waitpid(killed.process.pid, os.WUNTRACED)
+        records, too_late = killed.records(), bool(killed.spooled()) or not killed.records()
+        killed.kill()
+        done = next_start(killed)
+        if not too_late:
+            the_run_was_ended(killed, done, [DESTROYED])
+            nothing_left(killed, records)
+            return
+        killed.jsonl.unlink()
+    pytest.fail("20 times too late to stop it before the cell was there")
+
+
+def test_killed_in_the_middle_of_a_copy(victim: Callable[..., Victim], tmp_path: Path) -> None:
+    """No half artifact under its name, and none under another."""
+    size = 200
+    argv = ["/bin/sh", "-c", f"head -c {size}M /dev/zero > result"]
+    for _ in range(20):
+        killed = victim()
+        killed.start(document(*argv, export={"artifacts": [{"name": "result", "path": "result"}]}))
+        wait_for(lambda killed=killed: kind(killed.spooled()[-1]) == TOUCHED if killed.spooled() else False, "the export")
+        killed.process.send_signal(signal.SIGSTOP)
+        os.waitpid(killed.process.pid, os.WUNTRACED)
+        too_late = kind(killed.spooled()[-1]) != TOUCHED
+        killed.kill()
+        out = tmp_path / "out" / "victim"
+        done = next_start(killed)
+        if not too_late:
+            the_run_was_ended(killed, done, [STARTED, SPAWNED, COMPLETED, TOUCHED, DESTROYED])
+            assert list(out.iterdir()) == []
+            return
+        killed.jsonl.unlink()
+        (out / "result").unlink()
+    pytest.fail("20 times too late to stop it before the copy was made")
+
+
+def test_a_run_that_lives_is_not_swept(victim: Callable[..., Victim]) -> None:
+    alive = victim()
+    alive.start(document("/bin/sh", "-c", "echo up; read line; echo $line"))
+    alive.process.send_signal(0)
+    records = wait_for(alive.records, "the record")
+    done = next_start(alive)
+    assert done.stderr == ""
+    assert alive.records() == records or not alive.records()
+    assert alive.process.wait(SECONDS) in {0, 1}
+    events = [json.loads(line) for line in alive.jsonl.read_bytes().splitlines()]
+    assert [event["data"].get("reason") for event in events if kind(event) == DESTROYED].count("supervisor_lost") == 0
+
+
+def test_the_next_start_does_not_read_an_event_file_that_is_a_pipe(victim: Callable[..., Victim]) -> None:
+    """What passed through it cannot be looked up, so the events come again: each has an id by which a reader tells."""
+    killed = victim(fifo=True)
+    killed.start(EXPORTING)
+    killed.advance_to(SPAWNED)
+    killed.kill()
+    assert killed.fifo
+    killed.fifo.widen()
+    done = next_start(killed)
+    assert done.stderr.count("was left unfinished by its supervisor") == 1
+    killed.fifo.read()
+    lines = [json.loads(line) for line in killed.fifo.passed.splitlines()]
+    assert kind([event for event in lines if event["data"]["cellId"] == "victim"][-1]) == DESTROYED
+    assert stat.S_ISFIFO(killed.jsonl.stat().st_mode)
+
+
+# ---------------------------------------------------------------- asked to stop
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("event", [STARTED, SPAWNED])
+def test_asked_to_stop_at_an_event(event: str, number: int, code: int, victim: Callable[..., Victim]) -> None:
+    """A stop request before the command began, or in the middle of its beginning, is not lost."""
+    asked = victim(fifo=True)
+    asked.start(RUNNING)
+    asked.advance_to(event)
+    family = asked.family()
+    asked.process.send_signal(number)
+    assert asked.fifo
+    while asked.process.poll() is None:
+        try:
+            asked.fifo.read()
+        except BlockingIOError:
+            time.sleep(0.001)
+    assert asked.process.returncode == code
+    asked.fifo.become_file()
+    report = verify(asked.jsonl.read_bytes().splitlines())
+    assert report.verified, report
+    completed, destroyed = (json.loads(line)["data"] for line in asked.jsonl.read_bytes().splitlines()[-2:])
+    assert (completed["exitCode"], completed["spawnError"]) == (-1, "supervisor terminated")
+    assert (destroyed["outcome"], destroyed["reason"], destroyed["residueClass"]) == ("failed", "supervisor_terminated", "none")
+    assert [pid for pid in family if os.path.exists(f"/proc/{pid}")] == []
+    nothing_left(asked, [])
+
+
+def test_asked_to_stop_with_grace(victim: Callable[..., Victim]) -> None:
+    """The command gets SIGTERM and time to act on it; its tree goes all the same."""
+    asked = victim()
+    polite = "trap 'echo bye; exit 0' TERM; (setsid sleep 300 &); echo up; while :; do sleep 0.01; done"
+    asked.start(document("/bin/sh", "-c", polite, run={"limits": {"gracefulShutdownSeconds": 10}}))
+    assert asked.process.stdout
+    assert asked.process.stdout.readline() == "up\n"
+    family = asked.family()
+    began = time.monotonic()
+    asked.process.terminate()
+    assert asked.process.stdout.read() == "bye\n"
+    assert asked.process.wait(SECONDS) == 143
+    assert time.monotonic() - began < 9
+    assert [pid for pid in family if os.path.exists(f"/proc/{pid}")] == []
+    nothing_left(asked, [])
