@@ -101,7 +101,7 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
         if not argument or argument.startswith("-") or not os.path.exists(argument):
             continue
         if os.path.isabs(argument):
-            if not _visible(options, argument):
+            if argument not in OWN and not _visible(options, argument):
                 directory = argument if os.path.isdir(argument) else os.path.dirname(argument)
                 yield f"{argument} is not visible in the cell: add --ro {argument if directory in OWN else directory}"
                 return

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cellos.cli.process import STOP_SIGNALS, StopSignals, say
+
+
+def readable(descriptor: int) -> bool:
+    return bool(select.select([descriptor], [], [], 0)[0])
+
+
+class TestStopSignals:
+    @pytest.mark.parametrize("number", STOP_SIGNALS)
+    def test_a_signal_becomes_readable(self, number: int) -> None:
+        with StopSignals() as stop:
+            assert not readable(stop.descriptor)
+            signal.raise_signal(number)
+            assert readable(stop.descriptor)
+            assert stop.received == number
+
+    def test_the_first_one_counts(self) -> None:
+        with StopSignals() as stop:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+            assert stop.received == signal.SIGTERM
+
+    def test_what_was_ignored_stays_ignored(self) -> None:
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        try:
+            with StopSignals() as stop:
+                signal.raise_signal(signal.SIGHUP)
+                assert stop.received is None
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+    def test_everything_is_put_back(self) -> None:
+        before = [signal.getsignal(number) for number in STOP_SIGNALS]
+        descriptors = os.listdir("/proc/self/fd")
+        with StopSignals():
+            pass
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+        assert os.listdir("/proc/self/fd") == descriptors
+
+
+class TestSay:
+    def test_one_line_without_escapes(self, capfd: pytest.CaptureFixture[str]) -> None:
+        say("two\nlines \x1b[31m café ✓ \udcff \u202e")
+        assert capfd.readouterr().err == "two\\nlines \\x1b[31m café ✓ \\udcff \\u202e\n"
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_what_was_closed_is_nobodys(closed: str) -> None:
+    code = (
+        "import os; from cellos.cli.process import secure_standard_streams; secure_standard_streams(); "
+        "assert os.open('/', os.O_RDONLY) > 2; assert all(os.get_inheritable(number) for number in (0, 1, 2))"
+    )
+    done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == 0
