@@ -48,7 +48,7 @@ def test_what_is_no_time(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512M", 512 << 20), ("1g", 1 << 30), ("64K", 65536), ("1000", 1000), ("2GiB", 2 << 30), ("3MB", 3 << 20), ("1T", 1 << 40)],
+    [("512M", 512 << 20), ("1g", 1 << 30), ("64K", 65536), ("1000", 1000), ("2GiB", 2 << 30), ("3MB", 3 << 20)],
 )
 def test_sizes(text: str, size: int) -> None:
     assert parsed("--mem", text, "x")["memory_bytes"] == size
