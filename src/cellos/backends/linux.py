@@ -71,10 +71,14 @@ class LinuxBackend:
             self._hierarchy = launcher.hierarchy()
         except LauncherError as error:
             raise _explain(error.step, error.errno, error.text) from error
+        try:
+            with open("/proc/sys/kernel/cap_last_cap") as file:
+                self._last_cap = int(file.read())
+        except OSError as error:
+            raise HostBackendError(f"cannot ask the kernel for its capabilities: {error.filename}: {error.strerror}") from error
+        _require_openat2()
         self._program = seccomp.program().hex()
         self._reserved: dict[str, int] = {}
-        with open("/proc/sys/kernel/cap_last_cap") as file:
-            self._last_cap = int(file.read())
 
     def refusals(self, spec: CellSpec) -> Sequence[Refusal]:
         refused = []
@@ -513,6 +517,17 @@ def _open_trees(mounts: Sequence[tuple[str, str]]) -> list[int]:
                 os.close(tree)
             raise HostBackendError(f"cannot mount {source} (authority.filesystem.mounts[{index}].source): {error.strerror}") from error
     return trees
+
+
+def _require_openat2() -> None:
+    """A cell whose artifacts nobody could fetch is better not run."""
+    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(syscalls.open_beneath(root, "."))
+    except OSError as error:
+        raise _explain("openat2", error.errno or 0, error.strerror or str(error)) from error
+    finally:
+        os.close(root)
 
 
 def _explain(step: str, number: int, text: str) -> HostBackendError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 CURES = {
+    "architecture": "the system calls and their filter are those of 64-bit x86; run a 64-bit kernel and a 64-bit Python there",
     "clone3": "allow user namespaces: sysctl user.max_user_namespaces=10000, kernel.unprivileged_userns_clone=1 (Debian), "
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, allow clone3 in its seccomp profile",
     "map ids": "as root keep CAP_SETUID and CAP_SETGID; as another user let AppArmor or SELinux allow user namespaces",

@@ -17,7 +17,7 @@ from cellos.sandbox import cgroups, landlock, seccomp, syscalls
 from cellos.sandbox.cures import CURES
 from cellos.sandbox.hostids import FIRST
 from cellos.sandbox.init import loopback_up
-from cellos.sandbox.rootfs import CELL_ID
+from cellos.sandbox.rootfs import BUILDING_PLACE, CELL_ID
 
 ALL_NAMESPACES = (
     syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET
@@ -73,11 +73,11 @@ REQUIRED = {
 
 
 def _architecture() -> Row:
-    machine = os.uname().machine
-    ok = machine == "x86_64"
+    host = os.uname()
+    ok = syscalls.architecture_fits()
     return Row(
-        primitive="architecture", ok=ok, required=True, detail=f"{os.uname().sysname} {os.uname().release} {machine}",
-        cure="" if ok else "the system call filter is written for 64-bit x86; run a 64-bit kernel and a 64-bit Python there",
+        primitive="architecture", ok=ok, required=True, detail=f"{host.sysname} {host.release} {host.machine}",
+        cure="" if ok else CURES["architecture"],
     )  # fmt: skip
 
 
@@ -158,9 +158,9 @@ def _inside(go_reading: int, go_writing: int, answer: int) -> None:
 def _new_root() -> None:
     syscalls.stop_propagation()
     mount = syscalls.new_mount("tmpfs", syscalls.MOUNT_ATTR_NOSUID, size="1m", mode="755")
-    syscalls.attach_mount(mount, "/tmp")
+    syscalls.attach_mount(mount, BUILDING_PLACE)
     os.close(mount)
-    os.chdir("/tmp")
+    os.chdir(BUILDING_PLACE)
     os.mkdir("usr")
     os.mkdir("proc")
 

@@ -53,6 +53,11 @@ def call(name: str, *args: int | bytes | None) -> int:
     return result
 
 
+def architecture_fits() -> bool:
+    """Whether NUMBERS, and the filter of seccomp.py, are those of this machine and of this process."""
+    return os.uname().machine == "x86_64" and struct.calcsize("P") == 8
+
+
 def prctl(option: int, argument: int = 0) -> None:
     if _LIBC.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) < 0:
         number = ctypes.get_errno()

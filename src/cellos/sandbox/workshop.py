@@ -61,8 +61,11 @@ def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -
 def _prepare(channel: int) -> _Failed | None:
     """Hide this process, close what it inherited, drop its groups; what failed is the answer to every request."""
     os.chdir("/")
-    step = "hide the launcher"
+    step = "architecture"
     try:
+        if not syscalls.architecture_fits():
+            raise OSError(errno.ENOSYS, f"this is {os.uname().machine}")
+        step = "hide the launcher"
         syscalls.set_dumpable(False)
         step = "close_range"
         syscalls.close_range(channel + 1)
