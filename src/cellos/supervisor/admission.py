@@ -15,7 +15,7 @@ LARGEST_GRACE_SECONDS = 120
 LARGEST_ARGV_BYTES = 512 * 1024
 """argv is part of an event, and an event has at most 1 MiB."""
 
-RESERVED_NAME = re.compile(
+RESERVED_NAME = (
     r"PATH|HOME|TMPDIR|LD_.*|GLIBC_TUNABLES|GCONV_PATH|LOCPATH|BASH_ENV|BASH_FUNC_.*|ENV|IFS|SHELLOPTS|PS4|PYTHON[A-Z].*|PERL5?(LIB|OPT|DB)"
     r"|RUBY(LIB|OPT)|NODE_(OPTIONS|PATH)|JAVA_TOOL_OPTIONS|CELLOS_.*"
 )
@@ -61,7 +61,7 @@ def _export_targets(spec: CellSpec) -> Refusal | None:
 
 def _secret_names(spec: CellSpec) -> Refusal | None:
     for position, key in enumerate(spec.authority.secret_refs or ()):
-        if RESERVED_NAME.fullmatch(key):
+        if re.fullmatch(RESERVED_NAME, key):
             why = f"a secret named {key} would decide what the command executes; choose another name"
             return Refusal(field=f"spec.authority.secretRefs[{position}]", why=why)
     return None
