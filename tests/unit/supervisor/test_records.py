@@ -4,11 +4,14 @@ import fcntl
 import itertools
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cellos.core import events
@@ -314,11 +317,14 @@ class TestSweep:
             assert len(scene.lines(scene.path / f"{number:016x}")) == 1
 
     def test_the_lock_goes_with_the_process(self, scene: Scene) -> None:
-        child = os.fork()
-        if child == 0:
-            hold(str(scene.runs), scene.record())
-            os._exit(0)
-        os.waitpid(child, 0)
+        code = (
+            "import os, sys, msgspec; from cellos.supervisor.records import RunRecord, hold; "
+            "held = hold(sys.argv[1], msgspec.json.decode(sys.argv[2], type=RunRecord)); print(held.path); os.kill(os.getpid(), 9)"
+        )
+        record = msgspec.json.encode(scene.record()).decode()
+        done = subprocess.run([sys.executable, "-c", code, str(scene.runs), record], stdout=subprocess.DEVNULL, timeout=60, check=False)
+        assert done.returncode == -9
+        assert scene.names == [f"{KEY}.json"]
         assert scene.sweep() == ["run-1"]
 
     def test_one_that_was_swept_meanwhile(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
