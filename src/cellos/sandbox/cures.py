@@ -8,6 +8,8 @@ CURES = {
     "architecture": "the system calls and their filter are those of 64-bit x86; run a 64-bit kernel and a 64-bit Python there",
     "clone3": "allow user namespaces: sysctl user.max_user_namespaces=10000, kernel.unprivileged_userns_clone=1 (Debian), "
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, allow clone3 in its seccomp profile",
+    "take a host id": "let root write to /run/cellos; where you are root of a user namespace only, as in a rootless container, work there "
+    "as another user",
     "map ids": "as root keep CAP_SETUID and CAP_SETGID; as another user let AppArmor or SELinux allow user namespaces",
     "attach to control group": "run as root, or in a control group delegated to this user (systemd-run --user --scope -p Delegate=yes)",
     "hide the launcher": "allow prctl, in a container by its seccomp profile",

@@ -69,9 +69,11 @@ class HostIds:
 
     def remove_abandoned(self) -> None:
         """Remove the files of ids whose holders died together with their launcher; a part of them where there are many."""
-        if not os.path.isdir(self._directory):
-            return
-        for name in os.listdir(self._directory)[:_MOST_LOOKED_AT]:
+        try:
+            names = os.listdir(self._directory)
+        except OSError:
+            return  # there is none yet, or it is another root's
+        for name in names[:_MOST_LOOKED_AT]:
             if name.isdigit():
                 self.remove_if_free(int(name))
 
