@@ -41,19 +41,18 @@ user, group = os.geteuid(), os.getegid()
 if away.get("map_as") is not None or (away.get("mounts") and user):
     check(libc.unshare(0x1000_0000 | 0x0002_0000))
     inside = away.get("map_as", user)
-    maps = [("uid_map", f"{inside} {user} 1"), ("gid_map", f"{inside} {group} 1")]
-    for name, text in [("setgroups", "deny"), *maps] if user else maps:
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{inside} {user} 1"), ("gid_map", f"{inside} {group} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
 elif away.get("mounts"):
     check(libc.unshare(0x0002_0000))
-for name, text in away.get("sysctls", {}).items():
-    with open(f"/proc/sys/{name}", "w") as file:
-        file.write(text)
 if away.get("mounts"):
     mount(None, "/", None, 0x4_4000)  # MS_REC | MS_PRIVATE
 for what in away.get("mounts", ()):
     mount(*what)
+if "chroot" in away:
+    os.chroot(away["chroot"])
+    os.chdir("/")
 for capability in away.get("capabilities", ()):
     check(libc.prctl(24, capability, 0, 0, 0))  # PR_CAPBSET_DROP
 if "personality" in away:
@@ -147,6 +146,10 @@ READ_ONLY_SYSCTL = [
 ]  # MS_BIND, then MS_REMOUNT | MS_RDONLY
 
 
+CHANGED_ROOT = {"mounts": [["/", "/mnt", None, 0x5000]], "chroot": "/mnt"}  # MS_BIND | MS_REC
+"""Whoever is in a chroot may not make user namespaces (user_namespaces(7))."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A primitive taken away: the row that must say so, and what an attempt to create a cell answers, where that is not the same."""
@@ -173,7 +176,7 @@ def map_ids_away() -> Away:
 CASES = [
     Case(row="architecture", away={"personality": 0x0008}, label="architecture: setarch i686"),
     Case(row="clone3", away=without(435, answer=errno.ENOSYS), label="clone3: missing"),
-    Case(row="clone3", away={"map_as": os.geteuid(), "sysctls": {"user/max_user_namespaces": "0"}}, label="clone3: no user namespaces"),
+    Case(row="clone3", away=CHANGED_ROOT, label="clone3: forbidden in a chroot"),
     Case(row="map ids", away=map_ids_away()),
     Case(row="close_range", away=without(436, answer=errno.ENOSYS)),
     # Python's own sockets need ioctl, too.
