@@ -51,8 +51,9 @@ if away.get("mounts"):
 for what in away.get("mounts", ()):
     mount(*what)
 if "chroot" in away:
+    here = os.getcwd()
     os.chroot(away["chroot"])
-    os.chdir("/")
+    os.chdir(here)
 for capability in away.get("capabilities", ()):
     check(libc.prctl(24, capability, 0, 0, 0))  # PR_CAPBSET_DROP
 if "personality" in away:
