@@ -8,7 +8,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+import select
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -157,18 +159,19 @@ def _wait_for(condition: Callable[[], bool]) -> None:
 
 # ---------------------------------------------------------------- what outlives the command
 
+WAITING = [PYTHON, "-I", "-c", "import signal; print('up', flush=True); signal.pause()"]
+
 
 def test_orphans(inside: Callable[..., Any], outside: Callable[..., Any], request: pytest.FixtureRequest) -> None:
     """A process that left its session and ignores what it may is gone with the command, however long it meant to stay."""
     mark = f"cellos-orphan-{os.getpid()}-{os.urandom(4).hex()}"
-    sleeper = ["/bin/sh", "-c", "sleep 300; :", mark]
+    sleeper = [*WAITING, mark]
     assert outside("resources", "leave_orphan", *sleeper) == "left"
     left = carrying(mark)
     assert left, "outside it stays"
     for pid in left:
-        request.addfinalizer(functools.partial(_end_group, pid))
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
+        request.addfinalizer(functools.partial(_end, pid))
+        _end(pid)
     _wait_for(lambda: not carrying(mark))
 
     assert inside("resources", "leave_orphan", *sleeper) == "left"
@@ -184,6 +187,47 @@ def test_a_command_that_will_not_end(commands: Any) -> None:
     assert carrying(mark) == []
 
 
+def test_killing_the_supervisor(commands: Any, ends: Callable[[Any], None], request: pytest.FixtureRequest) -> None:
+    """A command does not survive whoever watches it; the next start ends its record."""
+    mark = f"cellos-lost-{os.getpid()}-{os.urandom(4).hex()}"
+    watcher = [PYTHON, "-I", "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+    with subprocess.Popen([*watcher, *WAITING, mark], stdout=subprocess.PIPE) as unwatched:
+        assert unwatched.stdout
+        assert unwatched.stdout.readline() == b"up\n"
+        [survivor] = [pid for pid in carrying(mark) if pid != unwatched.pid]
+        request.addfinalizer(functools.partial(_end, survivor))
+        unwatched.kill()
+        unwatched.wait()
+        assert carrying(mark) == [survivor], "outside it stays"
+        _end(survivor)
+
+    mark = mark.replace("lost", "gone")
+    deaf = ["/bin/sh", "-c", "trap '' TERM INT HUP; (setsid sleep 300 &); echo up; while :; do sleep 300; done", mark]
+    watched = commands.start("cellos", "run", "--", *deaf)
+    ends(watched)
+    assert watched.stdout.readline() == "up\n"
+    command = [pid for pid in carrying(mark) if pid != watched.pid]
+    assert command
+    pidfds = [os.pidfd_open(pid) for pid in command]
+    watched.kill()
+    deadline = time.monotonic() + 1
+    for pidfd in pidfds:
+        assert select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0], "it outlived the supervisor by more than a second"
+        os.close(pidfd)
+    watched.wait()
+    assert carrying(mark) == []
+
+    after = commands.run("cellos", "run", "--", "/bin/true")
+    assert after.returncode == 0
+    assert "was left unfinished by its supervisor; its record is complete now" in after.stderr
+    records = sorted(commands.state.glob("evidence/*"))
+    assert len(records) == 2
+    shown = commands.run("cellos", "events", str(records[0]))
+    assert shown.returncode == 0
+    assert json.loads(records[0].read_bytes().splitlines()[-1])["data"]["reason"] == "supervisor_lost"
+    assert [path for path in commands.state.rglob("*") if path.is_file() and path not in records] == []
+
+
 def carrying(mark: str) -> list[int]:
     """Processes of this host with `mark` in their command line."""
     found = []
@@ -196,8 +240,8 @@ def carrying(mark: str) -> list[int]:
     return found
 
 
-def _end_group(pid: int) -> None:
+def _end(pid: int) -> None:
     try:
-        os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return

@@ -98,6 +98,7 @@ class Victim:
         self.jsonl = place / "events.jsonl"
         self.fifo = Fifo(self.jsonl) if fifo else None
         self.runs = commands.state / "runs"
+        self.ids: list[Path] = []
         self._ends = ends
 
     def start(self, spec: dict[str, Any] | None, **options: Any) -> None:
@@ -113,7 +114,13 @@ class Victim:
     # -- how far it is
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_bytes()) for path in self.runs.glob("*.json")] if self.runs.is_dir() else []
+        found = []
+        for path in self.runs.glob("*.json"):
+            try:
+                found.append(json.loads(path.read_bytes()))
+            except FileNotFoundError:  # the run ended just now
+                continue
+        return found
 
     def spooled(self) -> list[dict[str, Any]]:
         lines = [line for path in self.commands.state.glob("spool/*") for line in path.read_bytes().split(b"\n")[:-1]]
@@ -142,25 +149,61 @@ class Victim:
 
         return list(below(self.process.pid))
 
+    def await_record(self) -> bool:
+        """Look, without a pause, until its record is there; whether it is still at work then."""
+        while not self.records():
+            if self.process.poll() is not None:
+                return False
+        return True
+
+    def stop(self) -> None:
+        """Hold it where it is, so that it can be looked at."""
+        self.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ", "its stop")
+
+    def has_open(self, part: str) -> bool:
+        """Whether it holds a file whose path has `part`."""
+        directory = f"/proc/{self.process.pid}/fd"
+        try:
+            return any(part in os.readlink(f"{directory}/{descriptor}") for descriptor in os.listdir(directory))
+        except OSError:  # it closed one of them meanwhile, or ended
+            return False
+
+    def host_ids(self) -> list[Path]:
+        """Where the host ids of its cells are taken (root only)."""
+        found = set()
+        for pid in self.family():
+            try:
+                ids = Path(f"/proc/{pid}/uid_map").read_text().split()
+            except OSError:
+                continue
+            if ids and ids[1] not in {"0", str(os.geteuid())}:
+                found.add(Path("/run/cellos/ids", ids[1]))
+        return sorted(found)
+
     # -- its end
 
-    def kill(self, *also: int) -> list[int]:
-        """SIGKILL to it and `also`; then nothing of it may run for longer than a second. The ids of its cells' processes, for a message."""
-        family = self.family()
-        pidfds = [os.pidfd_open(pid) for pid in family]
+    def kill(self, *also: int) -> None:
+        """SIGKILL to it and `also`; then nothing of it may run for longer than a second."""
+        self.ids = self.host_ids()
+        pidfds = {}
+        for pid in self.family():
+            try:
+                pidfds[pid] = os.pidfd_open(pid)
+            except ProcessLookupError:  # its time had come
+                continue
         try:
             self.process.kill()
             for pid in also:
                 os.kill(pid, signal.SIGKILL)
             deadline = time.monotonic() + 1.0
-            for pid, pidfd in zip(family, pidfds, strict=True):
+            for pid, pidfd in pidfds.items():
                 left = select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0]
                 assert left, f"pid {pid} outlived the supervisor by more than 1 s"
         finally:
-            for pidfd in pidfds:
+            for pidfd in pidfds.values():
                 os.close(pidfd)
         self.process.wait()
-        return family
 
 
 @pytest.fixture
@@ -173,18 +216,6 @@ def victim(commands: Any, tmp_path: Path, ends: Callable[[Any], None]) -> Callab
 
 def host_mounts() -> str:
     return Path("/proc/self/mountinfo").read_text()
-
-
-def host_ids() -> set[str]:
-    """Host ids of root's cells that somebody holds."""
-    held = set()
-    for path in Path("/run/cellos/ids").glob("*") if os.geteuid() == 0 else ():
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.add(path.name)
-    return held
 
 
 def next_start(victim: Victim) -> subprocess.CompletedProcess[str]:
@@ -204,6 +235,7 @@ def nothing_left(victim: Victim, records: list[dict[str, Any]]) -> None:
         assert [path for path in record["footprint"]["cgroups"] if os.path.exists(path)] == []
     assert [path.name for path in victim.commands.state.rglob("*") if path.is_file()] == []
     assert [path.name for path in victim.place.glob("out/*/.*")] == []
+    assert [path for path in victim.ids if path.exists()] == []
 
 
 def the_run_was_ended(victim: Victim, done: subprocess.CompletedProcess[str], expected: list[str], *, lost: bool = True) -> None:
@@ -229,7 +261,7 @@ def the_run_was_ended(victim: Victim, done: subprocess.CompletedProcess[str], ex
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_killed_at_an_event(event: str, victim: Callable[..., Victim]) -> None:
-    mounts, ids = host_mounts(), host_ids()
+    mounts = host_mounts()
     killed = victim(fifo=True)
     killed.start(EXPORTING)
     killed.advance_to(event)
@@ -246,29 +278,28 @@ def test_killed_at_an_event(event: str, victim: Callable[..., Victim]) -> None:
     seen = EVENTS[: EVENTS.index(event) + 1]
     the_run_was_ended(killed, next_start(killed), seen if event == DESTROYED else [*seen, DESTROYED], lost=event != DESTROYED)
     nothing_left(killed, records)
-    assert (host_mounts(), host_ids()) == (mounts, ids)
+    assert host_mounts() == mounts
 
 
 @pytest.mark.parametrize("with_launcher", [False, True], ids=["alone", "with its launcher"])
 def test_killed_while_the_command_runs(with_launcher: bool, victim: Callable[..., Victim]) -> None:
-    ids = host_ids()
     killed = victim()
     killed.start(RUNNING)
     assert killed.process.stdout
     assert killed.process.stdout.readline() == "up\n"
-    records = wait_for(killed.records, "the record")
+    wait_for(lambda: len(killed.spooled()) == 2, "the event that the command began")
+    records = killed.records()
     family = killed.family()
     assert len(family) >= 4, "launcher, init, the command, its sleeper"
+    assert len(killed.host_ids()) == (os.geteuid() == 0)
 
     killed.kill(*(family[:1] if with_launcher else []))
     the_run_was_ended(killed, next_start(killed), [STARTED, SPAWNED, DESTROYED])
     nothing_left(killed, records)
-    assert host_ids() == ids
 
 
 def test_killed_before_it_has_a_document(victim: Callable[..., Victim]) -> None:
     """There is no run yet, so there is nothing to end; a cell that was made ahead goes."""
-    ids = host_ids()
     killed = victim()
     killed.start(None)
     wait_for(lambda: len(killed.family()) >= 2, "the launcher's spare cell")
@@ -277,7 +308,6 @@ def test_killed_before_it_has_a_document(victim: Callable[..., Victim]) -> None:
     assert done.stderr == ""
     assert {json.loads(line)["data"]["cellId"] for line in killed.jsonl.read_bytes().splitlines()} == {"next"}
     nothing_left(killed, [])
-    assert host_ids() == ids
 
 
 def test_killed_while_it_makes_the_cell(victim: Callable[..., Victim]) -> None:
@@ -285,11 +315,8 @@ def test_killed_while_it_makes_the_cell(victim: Callable[..., Victim]) -> None:
     for _ in range(20):
         killed = victim()
         killed.start(EXPORTING)
-        deadline = time.monotonic() + SECONDS
-        while not killed.records():
-            assert time.monotonic() < deadline
-        killed.process.send_signal(signal.SIGSTOP)
-        os.waitpid(killed.process.pid, os.WUNTRACED)
+        killed.await_record()
+        killed.stop()
         records, too_late = killed.records(), bool(killed.spooled()) or not killed.records()
         killed.kill()
         done = next_start(killed)
@@ -298,6 +325,7 @@ def test_killed_while_it_makes_the_cell(victim: Callable[..., Victim]) -> None:
             nothing_left(killed, records)
             return
         killed.jsonl.unlink()
+        (killed.place / "out/victim/result").unlink(missing_ok=True)
     pytest.fail("20 times too late to stop it before the cell was there")
 
 
@@ -308,33 +336,62 @@ def test_killed_in_the_middle_of_a_copy(victim: Callable[..., Victim], tmp_path:
     for _ in range(20):
         killed = victim()
         killed.start(document(*argv, export={"artifacts": [{"name": "result", "path": "result"}]}))
-        wait_for(lambda killed=killed: kind(killed.spooled()[-1]) == TOUCHED if killed.spooled() else False, "the export")
-        killed.process.send_signal(signal.SIGSTOP)
-        os.waitpid(killed.process.pid, os.WUNTRACED)
-        too_late = kind(killed.spooled()[-1]) != TOUCHED
+        wait_for(lambda killed=killed: killed.has_open("out/victim/") or killed.process.poll() is not None, "the copy")
+        killed.stop()
+        too_late = len(killed.spooled()) != 4
         killed.kill()
-        out = tmp_path / "out" / "victim"
         done = next_start(killed)
+        out = tmp_path / "out/victim"
         if not too_late:
             the_run_was_ended(killed, done, [STARTED, SPAWNED, COMPLETED, TOUCHED, DESTROYED])
-            assert list(out.iterdir()) == []
+            assert os.listdir(out) == []
             return
         killed.jsonl.unlink()
         (out / "result").unlink()
     pytest.fail("20 times too late to stop it before the copy was made")
 
 
+def test_killed_at_any_time(victim: Callable[..., Victim], tmp_path: Path) -> None:
+    """Twelve times, spread over the life of a run: whatever was told of it ends once, and nothing stays."""
+    whole = victim()
+    whole.start(EXPORTING)
+    whole.await_record()
+    began = time.monotonic()
+    assert whole.process.wait(SECONDS) == 0
+    life = time.monotonic() - began
+    for part in range(12):
+        killed = victim()
+        (tmp_path / "out/victim/result").unlink(missing_ok=True)
+        killed.start(EXPORTING)
+        killed.await_record()
+        try:
+            killed.process.wait(life * part / 12)
+        except subprocess.TimeoutExpired:
+            pass
+        records = killed.records()
+        killed.kill()
+        next_start(killed)
+        nothing_left(killed, records)
+    lines = whole.jsonl.read_bytes().splitlines()
+    assert verify(lines).verified, "each run that was begun has its end"
+    ends = [event["data"] for event in map(json.loads, lines) if kind(event) == DESTROYED and event["data"]["cellId"] == "victim"]
+    assert len({end["runId"] for end in ends}) == len(ends)
+    assert {end.get("reason") for end in ends} == {None, "supervisor_lost"}
+
+
 def test_a_run_that_lives_is_not_swept(victim: Callable[..., Victim]) -> None:
     alive = victim()
-    alive.start(document("/bin/sh", "-c", "echo up; read line; echo $line"))
-    alive.process.send_signal(0)
-    records = wait_for(alive.records, "the record")
-    done = next_start(alive)
-    assert done.stderr == ""
-    assert alive.records() == records or not alive.records()
-    assert alive.process.wait(SECONDS) in {0, 1}
-    events = [json.loads(line) for line in alive.jsonl.read_bytes().splitlines()]
-    assert [event["data"].get("reason") for event in events if kind(event) == DESTROYED].count("supervisor_lost") == 0
+    alive.start(RUNNING)
+    assert alive.process.stdout
+    assert alive.process.stdout.readline() == "up\n"
+    records = alive.records()
+    assert next_start(alive).stderr == ""
+    assert (alive.records(), alive.process.poll()) == (records, None)
+    alive.process.terminate()
+    assert alive.process.wait(SECONDS) == 143
+    reasons = [event["data"].get("reason") for event in map(json.loads, alive.jsonl.read_bytes().splitlines()) if kind(event) == DESTROYED]
+    assert reasons == [None, "supervisor_terminated"]
+    nothing_left(alive, records)
 
 
 def test_the_next_start_does_not_read_an_event_file_that_is_a_pipe(victim: Callable[..., Victim]) -> None:
