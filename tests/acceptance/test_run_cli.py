@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
@@ -183,6 +184,7 @@ class TestOptions:
             "residue": [],
         }
         assert report["events"] == str(run.records[0])
+        assert report["head"] == hashlib.sha256(run.records[0].read_bytes().splitlines()[-1]).hexdigest()
         assert report["runId"] == run.records[0].stem
         assert report["artifacts"] == [{"destination": str(run.place / "f"), "bytesWritten": 2}]
         assert report["isolation"]["backend"] == "linux"

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import resource
+import select
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +49,7 @@ ENFORCED = (
 )  # fmt: skip
 
 _TEARDOWN_SECONDS = 5.0
+_START_REPORT_MILLISECONDS = 100
 _PAGE = resource.getpagesize()
 _MOST_MEMORY_BYTES = (1 << 63) - 1
 _NOT_ENFORCED = (
@@ -219,6 +221,7 @@ class LinuxCell:
         self._identities: remains.Identities = {}
         self._messages: list[dict[str, Any]] = []
         self._buffer = b""
+        self._commanded = False
         self._on_started: Callable[[], None] = lambda: None
         self._remember("control socket", cloned.control)
 
@@ -314,7 +317,11 @@ class LinuxCell:
             except BrokenPipeError:
                 return  # it has just ended
 
+    def ended(self) -> None:
+        """The kernel has ended everything with process 1."""
+
     def kill(self) -> None:
+        self._hear_of_the_start()
         if self.cloned:
             try:
                 _signal(self.cloned.pidfd, 9)
@@ -322,6 +329,14 @@ class LinuxCell:
                 return
             except OSError:
                 self._close_control()  # its end is also the end of init
+
+    def _hear_of_the_start(self) -> None:
+        """A command that is killed right after its start did start: give init the moment that it needs to say so."""
+        if self._commanded and not self._messages and self.control_socket:
+            poll = select.poll()
+            poll.register(self.control_socket, select.POLLIN)
+            if poll.poll(_START_REPORT_MILLISECONDS):
+                self.on_control()
 
     # -- ports.LiveCell
 
@@ -339,6 +354,7 @@ class LinuxCell:
                 self._send(json.dumps(request).encode() + b"\n", relay.child_ends)
             except OSError as error:
                 raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
+            self._commanded = True
             self.control_socket.setblocking(False)
             relay.release_child_ends()
             try:
@@ -456,8 +472,6 @@ def _signal(pidfd: int, number: int) -> None:
 
 
 def _wait_for_end(pidfd: int, deadline: float) -> bool:
-    import select
-
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(max(0, round((deadline - time.monotonic()) * 1000))))

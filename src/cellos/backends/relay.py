@@ -190,6 +190,10 @@ class Process(Protocol):
         """`control` is readable."""
         ...
 
+    def ended(self) -> None:
+        """`pidfd` was seen to be readable."""
+        ...
+
     def terminate(self) -> None:
         """Ask the command to end."""
         ...
@@ -286,6 +290,7 @@ class Relay:
                 process.on_control()
             if not gone and process.pidfd in ready:
                 gone = True
+                process.ended()
                 if self._inflow:
                     self._inflow.close()
                 now = time.monotonic()

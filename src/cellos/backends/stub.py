@@ -70,6 +70,10 @@ class StubCell:
     def on_control(self) -> None:
         """There is no control descriptor."""
 
+    def ended(self) -> None:
+        """What it left in its session holds its output open."""
+        _signal_all(self._child, signal.SIGKILL)
+
     def terminate(self) -> None:
         _signal_all(self._child, signal.SIGTERM)
 

@@ -215,6 +215,7 @@ def _json(finished: "Finished", code: int) -> bytes:
         "residue": [{"kind": each.kind, "detail": each.detail} for each in outcome.residue],
         "artifacts": [{"destination": each.destination, "bytesWritten": each.bytes_written} for each in outcome.receipts],
         "events": finished.evidence,
+        "head": outcome.head,
     }
     return msgspec.json.encode(report) + b"\n"
 

@@ -68,6 +68,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     deadline: Deadline | None
     """The limit that ended the command, where one did."""
     events: str
+    head: str
+    """Digest of the record's last event: noted elsewhere, it lets `cellos events --head` see a cut or rewritten end."""
 
 
 def run(
@@ -171,6 +173,7 @@ def to_result(finished: Finished) -> RunResult:
         receipts=outcome.receipts,
         deadline=outcome.timed_out,
         events=finished.evidence,
+        head=outcome.head,
     )
 
 

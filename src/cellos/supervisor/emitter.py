@@ -55,6 +55,11 @@ class Emitter:
         return self._count
 
     @property
+    def head(self) -> str:
+        """Digest of the last event that the spool took: noted elsewhere, it makes a cut or rewritten end of the record show."""
+        return self._chain.prev
+
+    @property
     def lost(self) -> int:
         """Events that the spool did not take."""
         return self._lost

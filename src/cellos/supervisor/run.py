@@ -37,6 +37,8 @@ class Events(Protocol):
 
     @property
     def count(self) -> int: ...
+    @property
+    def head(self) -> str: ...
     def emit(self, draft: Draft) -> str: ...
 
 
@@ -76,6 +78,8 @@ class CellOutcome(Struct, frozen=True, kw_only=True):
     isolation: Isolation
     residue: tuple[Residue, ...]
     events: int
+    head: str
+    """Digest of the last event (64 hex digits)."""
     receipts: tuple[Receipt, ...]
     duration_ms: int
     """The whole run, creation and teardown included."""
@@ -117,6 +121,7 @@ def run_cell(document: ExecutionCell, deps: Deps) -> CellOutcome:
         isolation=cell.isolation,
         residue=notes.residue,
         events=deps.events.count,
+        head=deps.events.head,
         receipts=tuple(notes.receipts),
         duration_ms=round((deps.monotonic() - began) * 1000),
     )

@@ -35,6 +35,7 @@ class FakeProcess:
         self.pidfd, self._alive = os.pipe2(os.O_CLOEXEC)
         self.control: int | None = None
         self.asked: list[tuple[str, float]] = []
+        self.ends = 0
         self._ends_on = ends_on
         self._lock = threading.Lock()
 
@@ -49,6 +50,9 @@ class FakeProcess:
 
     def terminate(self) -> None:
         self._ask("terminate")
+
+    def ended(self) -> None:
+        self.ends += 1
 
     def kill(self) -> None:
         self._ask("kill")
@@ -362,7 +366,7 @@ def sigpipe_of_a_real_command(order: Command) -> tuple[int, tuple[bytes, bytes, 
 
         class Real(FakeProcess):
             def __init__(self) -> None:
-                self.pidfd, self.control, self.asked = pidfd, None, []
+                self.pidfd, self.control, self.asked, self.ends = pidfd, None, [], 0
 
             def kill(self) -> None:
                 child.kill()

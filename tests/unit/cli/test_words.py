@@ -33,6 +33,7 @@ def outcome(command: CommandResult | None, reason: str | None = None, **members:
         "isolation": HELD,
         "residue": (),
         "events": 4,
+        "head": "0" * 64,
         "receipts": (),
         "duration_ms": 50,
     }
