@@ -50,7 +50,10 @@ def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -
                 channel.send(json.dumps(workshop.describe()).encode())
                 continue
             serial = request["serial"]
-            made, spare = (spare, None) if spare and spare.serial == serial else (workshop.make(serial), spare)
+            if spare and spare.serial == serial:
+                made, spare = spare, None
+            else:  # asked for too early to be made ahead: it counts, or a one-shot run would make a second one for nobody
+                made, spares_left = workshop.make(serial), spares_left - 1
             next_serial = max(next_serial, serial + 1)
             send(channel, json.dumps(made.answer).encode(), made.passed())
         except BrokenPipeError:
