@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cellos.core import events
 from cellos.core.documents import parse_execution_cell
+from cellos.sandbox.cures import CURES
+from cellos.sandbox.probe import OUTSIDE, REQUIRED
 from cellos.supervisor.compose import VARIABLES
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +104,21 @@ def test_the_variables_of_the_supervisor_are_documented() -> None:
     rows = [f"| `{variable.name}` | {variable.default} | {variable.effect} |" for variable in VARIABLES]
     page = (ROOT / "docs/reference/supervisor.md").read_text()
     assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+
+
+def test_what_the_doctor_tries_is_documented() -> None:
+    tried = REQUIRED | {primitive: what for primitive, (what, _) in OUTSIDE.items()}
+    rows = [f"| {primitive} | {what} | {CURES[primitive]} |" for primitive, what in tried.items()]
+    page = (ROOT / "docs/reference/doctor.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("| ")][1:] == rows
+
+
+def test_the_events_are_documented() -> None:
+    types = {
+        value.removeprefix(events.PREFIX) for name, value in vars(events).items() if name.isupper() and str(value).startswith(events.PREFIX)
+    }
+    page = (ROOT / "docs/reference/events.md").read_text()
+    assert {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")} == types - {""}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.stem)

@@ -125,7 +125,8 @@ def _completed(data: Mapping[str, Any]) -> Iterator[str]:
         end = f"killed by {_signal(signal)}"
     else:
         end = f"exit code {_text(data, 'exitCode')}"
-    yield f"{end}, {_text(data, 'durationMs')} ms: {_command(data.get('argv'))}"
+    memory = ", OUT OF MEMORY" if data.get("oomKilled") is True else ""
+    yield f"{end}, {_text(data, 'durationMs')} ms{memory}: {_command(data.get('argv'))}"
 
 
 def _touched(data: Mapping[str, Any]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from cellos.errors import EvidenceError
 SOURCE = "cellos-supervisor"
 SIGNING_SOURCE = "/cellos-supervisor/event-signing"
 PREFIX = "dev.cellos.events.cell."
+# What is emitted is listed, with its data, in docs/reference/events.md.
 STARTED = PREFIX + "lifecycle.v1.started"
 DESTROYED = PREFIX + "lifecycle.v1.destroyed"
 PROCESS_SPAWNED = PREFIX + "observability.v1.process_spawned"
@@ -181,15 +182,19 @@ def command_completed(
     duration_ms: int,
     spawn_error: str | None = None,
     signal: int | None = None,
+    oom_killed: bool = False,
 ) -> Draft:
-    """The command and its whole tree are gone. The exit code is -1 with a signal or a `spawn_error` (which a deadline is, too)."""
+    """The command and its whole tree are gone. The exit code is -1 with a signal or a `spawn_error` (which a deadline is, too).
+
+    `oom_killed`: the kernel killed something in the cell for want of memory; written only then.
+    """
     has_code = exit_code is not None and spawn_error is None and signal is None
     data = {
         **_about(run),
         "argv": list(argv),
         "exitCode": exit_code if has_code else NO_EXIT_CODE,
         "durationMs": duration_ms,
-        **_present(spawnError=spawn_error, signal=signal),
+        **_present(spawnError=spawn_error, signal=signal, oomKilled=oom_killed or None),
     }
     return Draft(COMMAND_COMPLETED, data)
 

@@ -47,7 +47,7 @@ def rows() -> list[Row]:
                 primitive=primitive, ok=not failure, required=True, detail=failure or what, cure=CURES.get(primitive, "") if failure else ""
             )
         )
-    for primitive, attempt in _OUTSIDE.items():
+    for primitive, attempt in OUTSIDE.items():
         found.append(_attempt(primitive, *attempt))
     return found + _limits()
 
@@ -213,7 +213,7 @@ def _try_pidfd() -> None:
         os.close(descriptor)
 
 
-_OUTSIDE: dict[str, tuple[str, Callable[[], object]]] = {
+OUTSIDE: dict[str, tuple[str, Callable[[], object]]] = {
     "openat2": ("exports cannot be led astray", _try_openat2),
     "pidfd_send_signal": ("kill reaches the right process", _try_pidfd),
 }

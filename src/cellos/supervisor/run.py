@@ -195,6 +195,7 @@ def _run_command(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str,
                 duration_ms=result.duration_ms,
                 spawn_error=spawn_error,
                 signal=result.signal if result.ended == "exited" else None,
+                oom_killed=result.oom_killed,
             )
         )
     finally:  # how the command ended comes before a failure to record it
