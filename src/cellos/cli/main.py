@@ -7,12 +7,11 @@ Exit codes. `cellos run` passes on the command's own, so everything of ours is 1
 failure. 130 is an interrupt, 141 an output that nobody reads any more.
 """
 
-import errno
 import gc
 import os
 import sys
 
-from cellos.cli.process import leave, say, secure_standard_streams
+from cellos.cli.process import OUTPUT_LOST, leave, say, secure_standard_streams, start_launcher, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ FAILURE = 1
 USAGE = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-_OUTPUT_LOST = "cannot write to standard output: "
 
 
 def main() -> None:
@@ -61,7 +59,7 @@ def _guarded(arguments: list[str], *, starts_launcher: bool, failure: int, usage
     except BrokenPipeError:
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  # whatever it is, the user gets one line and the documented exit code
-        say(f"cellos: {_internal_error(error)}")
+        say(f"cellos: {unexpected(error)}")
         return failure
     finally:
         if launcher is not None:
@@ -69,12 +67,7 @@ def _guarded(arguments: list[str], *, starts_launcher: bool, failure: int, usage
 
 
 def _start_launcher() -> "Launcher | None":
-    """The process that makes cells. It loads while we import what takes long, and it must exist before any secret or thread does."""
-    if os.environ.get("CELLOS_CELL_BACKEND", "").strip() not in ("", "linux"):
-        return None
-    from cellos.sandbox.launcher import Launcher
-
-    return Launcher.start(ahead=1)
+    return start_launcher() if os.environ.get("CELLOS_CELL_BACKEND", "").strip() in ("", "linux") else None
 
 
 def _flushed(code: int, failure: int) -> int:
@@ -89,21 +82,9 @@ def _flushed(code: int, failure: int) -> int:
         if isinstance(error, BrokenPipeError):
             return code or BROKEN_PIPE
         if not code:
-            say(f"cellos: {_OUTPUT_LOST}{error.strerror}")
+            say(f"cellos: {OUTPUT_LOST}{error.strerror}")
         return code or failure
     return code
-
-
-def _internal_error(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        if error.errno == errno.ENOSPC and error.filename is None:
-            return _OUTPUT_LOST + error.strerror
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = f" ({os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno})" if place else ""
-    return f"internal error: {type(error).__name__}: {error}{where}; this is a defect of CellOS, please report it"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What every command of ours does as a process: safe descriptors, signals as a descriptor, one line per error."""
 
+import errno
 import os
 import signal
 import sys
@@ -9,6 +10,9 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
+    from cellos.sandbox.launcher import Launcher
+
+OUTPUT_LOST = "cannot write to standard output: "
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -40,6 +44,34 @@ def leave(code: int) -> "NoReturn":
         except OSError:
             continue  # whoever read it is gone; what had to be said about that was said
     os._exit(code)
+
+
+def start_launcher() -> "Launcher":
+    """The process that makes cells. It loads while we import what takes long, and it must exist before any secret or thread does.
+
+    Raises HostBackendError.
+    """
+    from cellos.sandbox.launcher import Launcher
+
+    try:
+        return Launcher.start(ahead=1)
+    except OSError as error:
+        from cellos.errors import HostBackendError, os_error_text
+
+        raise HostBackendError(f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`") from error
+
+
+def unexpected(error: Exception) -> str:
+    """An error that nobody expected, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            return OUTPUT_LOST + error.strerror
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = f" ({os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno})" if place else ""
+    return f"internal error: {type(error).__name__}: {error}{where}; this is a defect of CellOS, please report it"
 
 
 class StopSignals:

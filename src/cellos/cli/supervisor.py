@@ -10,7 +10,7 @@ import gc
 import os
 import sys
 
-from cellos.cli.process import StopSignals, leave, say, secure_standard_streams
+from cellos.cli.process import StopSignals, leave, say, secure_standard_streams, start_launcher, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ def main() -> None:
         code = _main(sys.argv[1:])
     except KeyboardInterrupt:
         code = 130
+    except Exception as error:  # noqa: BLE001  # whatever it is, the user gets one line and the documented exit code
+        say(f"Error: {unexpected(error)}")
+        code = 1
     leave(code)
 
 
@@ -52,17 +55,11 @@ def _main(arguments: list[str]) -> int:
     launcher = None
     try:
         if os.environ.get("CELLOS_CELL_BACKEND", "linux") in ("", "linux"):
-            launcher = _start_launcher()
+            launcher = start_launcher()
         return _run(first, launcher)
     finally:
         if launcher is not None:
             launcher.close()
-
-
-def _start_launcher() -> "Launcher":
-    from cellos.sandbox.launcher import Launcher
-
-    return Launcher.start(ahead=1)
 
 
 def _run(path: str, launcher: "Launcher | None") -> int:

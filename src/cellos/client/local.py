@@ -5,6 +5,7 @@
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from cellos.artifacts.files import PlacedFiles
 from cellos.brokers.memory import MemoryBroker
 from cellos.core.deadline import Deadline
 from cellos.core.documents import parse_execution_cell, raw_spec_hash
-from cellos.errors import CellosError, ConfigError, Unenforceable
+from cellos.errors import CellosError, ConfigError, HostBackendError, Unenforceable, os_error_text
 from cellos.ports import Isolation, Output, Receipt, Residue
 from cellos.sandbox.launcher import Launcher
 from cellos.supervisor.compose import Config, Finished, Host, Order, execute, open_host, read_config
@@ -289,7 +290,12 @@ def _shared_host() -> Host:
     config = read_config(os.environ)
     with _shared.lock:
         if _shared.launcher is None:
-            _shared.launcher = Launcher.start()
+            try:
+                _shared.launcher = Launcher.start()
+            except OSError as error:
+                raise HostBackendError(
+                    f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`"
+                ) from error
             atexit.register(_shared.launcher.close)
         if _shared.host is None or _shared.config != config:
             _shared.host, _shared.config = open_host(config, _shared.launcher, _warn), config
