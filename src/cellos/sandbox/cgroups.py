@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 MEMORY, PIDS, CPU = "memory", "pids", "cpu"
 CONTROLLERS = (MEMORY, PIDS, CPU)
+_LEAF = "cellos-supervisor"
+"""Where we go in a group of version 2 whose controllers shall limit cells: a group with members hands none to its children."""
 _V1_MOUNT_NAMES = {MEMORY: "memory", PIDS: "pids", CPU: "cpu"}
 DEFAULT_PERIOD_MICROS = 100_000
 
@@ -53,13 +55,14 @@ def discover(*, root: str = "", parent: str | None = None, ours: frozenset[int] 
     """The groups that this process may use, or None where it may not make any.
 
     Version 2 is taken where it has controllers, and needs a directory that was delegated to us (Delegate= of a systemd unit): `parent`, or
-    our own group if it holds no process besides `ours`, as a group with members cannot hand controllers to its children.
+    our own group if it holds no process besides `ours`, as a group with members cannot hand controllers to its children. One that has moved
+    aside before is known by the name of its leaf, so that a second launcher of a process finds the same group.
     Only controllers that can really be written to are named.
     """
     own = _own_groups(_read(f"{root}/proc/self/cgroup"))
     mount = f"{root}/sys/fs/cgroup"
     if os.path.exists(f"{mount}/cgroup.controllers"):
-        directory = root + parent if parent else mount + own.get("", "/").rstrip("/")
+        directory = root + parent if parent else mount + own.get("", "/").removesuffix(f"/{_LEAF}").rstrip("/")
         return _discover_v2(directory, ours)
     parents = {}
     for controller in CONTROLLERS:
@@ -96,7 +99,7 @@ def _make_room(directory: str, ours: frozenset[int]) -> bool:
     members = {int(pid) for pid in _read(f"{directory}/cgroup.procs").split()}
     if members - ours:
         return False
-    leaf = f"{directory}/supervisor"
+    leaf = f"{directory}/{_LEAF}"
     os.makedirs(leaf, exist_ok=True)
     for pid in sorted(members):
         _write(f"{leaf}/cgroup.procs", str(pid))

@@ -205,10 +205,21 @@ def test_v2_makes_room_when_only_we_are_in_the_group(tmp_path: Path, busy: Calla
     directory = v2_directory(tmp_path)
     assert written == [
         (f"{directory}/cgroup.subtree_control", "+memory +pids +cpu"),
-        (f"{directory}/supervisor/cgroup.procs", "10"),
-        (f"{directory}/supervisor/cgroup.procs", "20"),
+        (f"{directory}/cellos-supervisor/cgroup.procs", "10"),
+        (f"{directory}/cellos-supervisor/cgroup.procs", "20"),
         (f"{directory}/cgroup.subtree_control", "+memory +pids +cpu"),
     ]
+
+
+def test_v2_finds_the_group_that_it_moved_aside_in(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
+    """A second launcher of a process, while the first is still in the leaf."""
+    root = host_v2(tmp_path, enabled="cpu memory pids")
+    host_v2(tmp_path, own="/user.slice/x.scope/cellos-supervisor", available="cpu memory pids", members="10\n20\n")
+    written = busy({})
+    found = cgroups.discover(root=root, ours=frozenset({10, 30}))
+    assert found is not None
+    assert (found.controllers, found.parents) == (ALL, {"": v2_directory(tmp_path)})
+    assert written == []
 
 
 def test_v2_moves_nobody_elses_processes(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
@@ -216,10 +227,10 @@ def test_v2_moves_nobody_elses_processes(tmp_path: Path, busy: Callable[..., lis
     written = busy({"cgroup.subtree_control": 1})
     assert cgroups.discover(root=root, ours=frozenset({10})) is None
     assert [path for path, _ in written if path.endswith("cgroup.procs")] == []
-    assert not os.path.exists(f"{v2_directory(tmp_path)}/supervisor")
+    assert not os.path.exists(f"{v2_directory(tmp_path)}/cellos-supervisor")
 
 
-@pytest.mark.parametrize("refusals", [{"cgroup.subtree_control": 2}, {"cgroup.subtree_control": 1, "supervisor/cgroup.procs": 1}])
+@pytest.mark.parametrize("refusals", [{"cgroup.subtree_control": 2}, {"cgroup.subtree_control": 1, "cellos-supervisor/cgroup.procs": 1}])
 def test_v2_that_stays_busy_is_none(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]], refusals: dict[str, int]) -> None:
     root = host_v2(tmp_path, members="10\n")
     busy(dict(refusals))
