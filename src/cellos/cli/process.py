@@ -62,7 +62,11 @@ def start_launcher() -> "Launcher":
 
 
 def unexpected(error: Exception) -> str:
-    """An error that nobody expected, in one line."""
+    """An error that nobody expected where it is caught, in one line."""
+    from cellos.errors import CellosError
+
+    if isinstance(error, CellosError):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         if error.errno == errno.ENOSPC and error.filename is None:
             return OUTPUT_LOST + error.strerror
