@@ -12,6 +12,7 @@ A request and its answer are one packet each, on a SEQPACKET socket:
     {"hello": true}    {"version": 0, 1 or 2, "parents": {…}, "controllers": […]}
     {"serial": n}      {"pid": n, "host_id": n or null} with the pidfd, the control socket, a descriptor of each of HELD_NAMESPACES and the
                        lock on the host id, if there is one | {"failed": step, "errno": n, "text": …}
+    {"returned": n}    {}, once that cell is gone: the supervisor had no room for its descriptors
     {"bye": true}      none: the supervisor ends as it should, and removes what is its own
 
 This module is imported before anything else, so it imports next to nothing.
@@ -36,7 +37,6 @@ HELD_NAMESPACES = ("user", "pid", "mnt", "net")
 LARGEST_PACKET = 1 << 14
 GROUP_PREFIX = "cellos-"
 _CHANNEL = 3
-_TEARDOWN_SECONDS = 5.0
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cellos.sandbox.workshop import serve; serve(*sys.argv[2:])"
 
 
@@ -145,7 +145,9 @@ class Launcher:
         group = self.group(serial)
         answer, passed = self._ask({"serial": serial}, 3 + len(HELD_NAMESPACES))
         if len(passed) < 2 + len(HELD_NAMESPACES) + bool(answer["host_id"]):
-            _throw_away(passed, group, answer["host_id"])
+            for descriptor in passed:
+                os.close(descriptor)
+            self._ask({"returned": serial}, 0)
             raise LauncherError("take the cell's descriptors", errno.EMFILE, "this process has too many open files")
         pidfd, control, *rest = passed
         namespaces = dict(zip(HELD_NAMESPACES, rest, strict=False))
@@ -200,19 +202,3 @@ class Launcher:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _throw_away(descriptors: list[int], group: cgroups.Group | None, host_id: int | None) -> None:
-    """Remove a cell of which we hold less than all. Without its control socket its init ends."""
-    import time
-
-    from cellos.sandbox import cgroups
-    from cellos.sandbox.hostids import HostIds
-
-    for descriptor in descriptors:
-        os.close(descriptor)
-    deadline = time.monotonic() + _TEARDOWN_SECONDS
-    for directory in group.directories.values() if group else ():
-        cgroups.remove(directory, deadline=deadline)
-    if host_id:
-        HostIds().remove_if_free(host_id)

@@ -43,11 +43,15 @@ def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -
             if spare:
                 workshop.undo(spare)
             if "died" in request:
-                workshop.clean_up()
+                workshop.clean_up_all()
             os._exit(0)
         try:
             if "hello" in request:
                 channel.send(json.dumps(workshop.describe()).encode())
+                continue
+            if "returned" in request:
+                workshop.clean_up(request["returned"])
+                channel.send(b"{}")
                 continue
             serial = request["serial"]
             if spare and spare.serial == serial:
@@ -208,15 +212,20 @@ class Workshop:
         by_group = group is not None and any(os.path.isdir(directory) for directory in group.directories.values())
         return by_group or (number is not None and self._host_ids is not None and self._host_ids.exists(number))
 
-    def clean_up(self) -> None:
+    def clean_up_all(self) -> None:
         """The supervisor was killed, so its cells are ending now: remove their groups and ids."""
         deadline = time.monotonic() + _TEARDOWN_SECONDS
-        for serial, number in self._handed_over.items():
-            group = self._group(serial)
-            for directory in group.directories.values() if group else ():
-                cgroups.remove(directory, deadline=deadline)
-            if number is not None and self._host_ids:
-                self._host_ids.remove_if_free(number)
+        for serial in self._handed_over:
+            self.clean_up(serial, deadline=deadline)
+
+    def clean_up(self, serial: int, *, deadline: float | None = None) -> None:
+        """A cell that was handed over has lost its supervisor, and so its life: remove its groups and its id."""
+        deadline = deadline or time.monotonic() + _TEARDOWN_SECONDS
+        group, number = self._group(serial), self._handed_over[serial]
+        for directory in group.directories.values() if group else ():
+            cgroups.remove(directory, deadline=deadline)
+        if number is not None and self._host_ids:
+            self._host_ids.remove_if_free(number)
 
     def undo(self, made: Made) -> None:
         """Remove what was made of a cell that nobody took; its init ends with its control socket."""
