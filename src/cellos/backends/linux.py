@@ -258,6 +258,8 @@ class LinuxCell:
             raise self._ended_early() from None
         if "failed" in message:
             raise _explain(message["failed"], message["errno"], message["text"])
+        if self.work is None:
+            raise HostBackendError("cannot take the cell's work directory: this process has too many open files")
 
     def _send(self, data: bytes, descriptors: list[int]) -> None:
         """A line with descriptors, in as many pieces as it takes. Raises OSError."""
@@ -422,9 +424,10 @@ class LinuxCell:
         self.kill()
         if not _wait_for_end(self.pidfd, deadline):
             left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
-        left += self._look()
         self._close_control()
-        for descriptor in [self.pidfd, *self.cloned.namespaces.values(), *([] if self.work is None else [self.work])]:
+        os.close(self.pidfd)
+        left += self._look()
+        for descriptor in [*self.cloned.namespaces.values(), *([] if self.work is None else [self.work])]:
             os.close(descriptor)
         for directory in self.group.directories.values() if self.group else ():
             reason = cgroups.remove(directory, deadline=deadline)
@@ -440,15 +443,14 @@ class LinuxCell:
         """What is still there besides the descriptors that we close next.
 
         They are held until then: the kernel gives the numbers of a namespace or mount that is gone to the next cell, which would then be
-        taken for the remains of this one.
+        taken for the remains of this one. The two that were closed before make room for the look, where a process has no more.
         """
         assert self.cloned is not None
-        ours = {*self.cloned.namespaces.values()}
-        if self.control_socket:
-            ours.add(self.control_socket.fileno())
-        if self.work is not None:
-            ours.add(self.work)
-        return [Residue(kind=kind, detail=detail) for kind, detail in remains.look(self.cloned.namespaces, self._identities, ours=ours)]
+        ours = {*self.cloned.namespaces.values(), *([] if self.work is None else [self.work])}
+        try:
+            return [Residue(kind=kind, detail=detail) for kind, detail in remains.look(self.cloned.namespaces, self._identities, ours=ours)]
+        except OSError as error:
+            return [Residue(kind="process", detail=f"cannot look for processes that stayed: {error.strerror}")]
 
     def _close_control(self) -> None:
         if self.control_socket:
