@@ -23,7 +23,7 @@ def look(namespaces: Mapping[str, int], identities: Identities, *, ours: Collect
     """
     inodes = {name: os.fstat(descriptor).st_ino for name, descriptor in namespaces.items()}
     yield from _processes(inodes)
-    yield from _mounts(inodes)
+    yield from _mounts(inodes, _work_devices(identities))
     yield from _descriptors(inodes, identities, ours)
 
 
@@ -50,23 +50,39 @@ def _name_of(pid: str) -> str:
         return "ended"
 
 
-def _mounts(inodes: Mapping[str, int]) -> Iterator[Finding]:
-    """A namespace that somebody bound to a file lives on without any process."""
+def _work_devices(identities: Identities) -> dict[int, str]:
+    """Device numbers of whole file systems that belonged to the cell."""
+    return {device: name for (device, _), name in identities.items() if name == "work directory"}
+
+
+def _mounts(inodes: Mapping[str, int], devices: Mapping[int, str]) -> Iterator[Finding]:
+    """A namespace that somebody bound to a file lives on without any process, and a work directory that is mounted elsewhere stays."""
     roots = {f"{name}:[{inode}]" for name, inode in inodes.items()}
     with open("/proc/self/mountinfo") as file:
         text = file.read()
-    if "nsfs" not in text:
+    file_systems = {f"{os.major(device)}:{os.minor(device)}": name for device, name in devices.items()}
+    if "nsfs" not in text and not any(f" {number} " in text for number in file_systems):
         return
     for line in text.splitlines():
         fields = line.split(" ")
+        if fields[2] in file_systems:
+            yield "mount", f"{file_systems[fields[2]]} on {_unescaped(fields[4])}"
         if fields[3] in roots:
-            yield "mount", f"{fields[3]} on {fields[4]}"
-            yield "namespace", f"{fields[3]} held by the mount {fields[4]}"
+            place = _unescaped(fields[4])
+            yield "mount", f"{fields[3]} on {place}"
+            yield "namespace", f"{fields[3]} held by the mount {place}"
+
+
+def _unescaped(path: str) -> str:
+    """The kernel writes blanks and the like in octal there (proc_pid_mountinfo(5))."""
+    for escaped, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        path = path.replace(escaped, character)
+    return path
 
 
 def _descriptors(inodes: Mapping[str, int], identities: Identities, ours: Collection[int]) -> Iterator[Finding]:
     """Descriptors of this process that lead into the cell: its sockets, its namespaces, any file of its work directory."""
-    devices = {device: name for (device, _), name in identities.items() if name == "work directory"}
+    devices = _work_devices(identities)
     links = {inode: f"{name}:[{inode}]" for name, inode in inodes.items()}
     for entry in os.listdir("/proc/self/fd"):
         descriptor = int(entry)
