@@ -11,8 +11,10 @@ from collections.abc import Mapping
 
 MEMORY, PIDS, CPU = "memory", "pids", "cpu"
 CONTROLLERS = (MEMORY, PIDS, CPU)
-_LEAF = "cellos-supervisor"
-"""Where we go in a group of version 2 whose controllers shall limit cells: a group with members hands none to its children."""
+_CELLS, _LEAF = "cellos", "cellos/supervisor"
+"""On version 2, below the group that is ours: where cells are made, and where we go ourselves, as a group with members hands no controllers
+to its children. Cells lie one level deeper than they must: systemd takes controllers away from the children of a unit that is not declared
+as delegated, at its next daemon-reload, and limits with them. It cannot where those hand them on to children of their own."""
 _V1_MOUNT_NAMES = {MEMORY: "memory", PIDS: "pids", CPU: "cpu"}
 DEFAULT_PERIOD_MICROS = 100_000
 
@@ -56,7 +58,7 @@ def discover(*, root: str = "", parent: str | None = None, ours: frozenset[int] 
 
     Version 2 is taken where it has controllers, and needs a directory that was delegated to us (Delegate= of a systemd unit): `parent`, or
     our own group if it holds no process besides `ours`, as a group with members cannot hand controllers to its children. One that has moved
-    aside before is known by the name of its leaf, so that a second launcher of a process finds the same group.
+    aside before is known by the name of that leaf, so that a second launcher of a process finds the same group.
     Only controllers that can really be written to are named.
     """
     own = _own_groups(_read(f"{root}/proc/self/cgroup"))
@@ -78,20 +80,29 @@ def discover(*, root: str = "", parent: str | None = None, ours: frozenset[int] 
 def _discover_v2(directory: str, ours: frozenset[int]) -> Hierarchy | None:
     if not os.access(directory, os.W_OK) or not os.access(f"{directory}/cgroup.subtree_control", os.W_OK):
         return None
-    enabled = set(_read(f"{directory}/cgroup.subtree_control").split())
-    wanted = [c for c in CONTROLLERS if c in _read(f"{directory}/cgroup.controllers").split() and c not in enabled]
-    if wanted:
+    cells = f"{directory}/{_CELLS}"
+    try:
         try:
-            try:
-                _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
-            except OSError as error:
-                if error.errno != errno.EBUSY or not _make_room(directory, ours):
-                    return None
-                _write(f"{directory}/cgroup.subtree_control", " ".join("+" + c for c in wanted))
-        except OSError:  # somebody came, or one of us went, while we moved
-            return None
-        enabled |= set(wanted)
-    return Hierarchy(version=2, parents={"": directory}, controllers=frozenset(enabled) & frozenset(CONTROLLERS))
+            _hand_down(directory)
+        except OSError as error:
+            if error.errno != errno.EBUSY or not _make_room(directory, ours):
+                return None
+            _hand_down(directory)
+        os.makedirs(cells, exist_ok=True)
+        controllers = _hand_down(cells)
+    except OSError:  # somebody came, or one of us went, while we moved
+        return None
+    return Hierarchy(version=2, parents={"": cells}, controllers=controllers)
+
+
+def _hand_down(directory: str) -> frozenset[str]:
+    """Let the children have our controllers, as far as `directory` has them itself; returns those that they have. Raises OSError."""
+    available = _read(f"{directory}/cgroup.controllers").split()
+    enabled = _read(f"{directory}/cgroup.subtree_control").split()
+    wanted = [controller for controller in CONTROLLERS if controller in available and controller not in enabled]
+    if wanted:
+        _write(f"{directory}/cgroup.subtree_control", " ".join("+" + controller for controller in wanted))
+    return frozenset(CONTROLLERS) & {*enabled, *wanted}
 
 
 def _make_room(directory: str, ours: frozenset[int]) -> bool:

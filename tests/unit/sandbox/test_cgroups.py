@@ -42,7 +42,13 @@ def host_v1(root: Path, *, own: str = "/a/b", controllers: tuple[str, ...] = (ME
 
 
 def host_v2(
-    root: Path, *, own: str = "/user.slice/x.scope", available: str = "cpuset cpu io memory pids", enabled: str = "", members: str = ""
+    root: Path,
+    *,
+    own: str = "/user.slice/x.scope",
+    available: str = "cpuset cpu io memory pids",
+    enabled: str = "",
+    members: str = "",
+    handed_on: str = "",
 ) -> str:
     place = f"sys/fs/cgroup{own}"
     return tree(
@@ -53,6 +59,8 @@ def host_v2(
             f"{place}/cgroup.controllers": f"{available}\n",
             f"{place}/cgroup.subtree_control": enabled,
             f"{place}/cgroup.procs": members,
+            f"{place}/cellos/cgroup.controllers": f"{available}\n",
+            f"{place}/cellos/cgroup.subtree_control": handed_on,
         },
     )
 
@@ -152,12 +160,17 @@ def v2_directory(root: Path, own: str = "/user.slice/x.scope") -> str:
     return f"{root}/sys/fs/cgroup{own}"
 
 
+def v2_cells(root: Path, own: str = "/user.slice/x.scope") -> str:
+    return f"{v2_directory(root, own)}/cellos"
+
+
 def test_v2_hands_our_controllers_to_the_children(tmp_path: Path) -> None:
     found = cgroups.discover(root=host_v2(tmp_path))
     assert found is not None
     assert (found.version, found.controllers) == (2, ALL)
-    assert found.parents == {"": v2_directory(tmp_path)}
-    assert Path(v2_directory(tmp_path), "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
+    assert found.parents == {"": v2_cells(tmp_path)}
+    for directory in (v2_directory(tmp_path), v2_cells(tmp_path)):
+        assert Path(directory, "cgroup.subtree_control").read_text() == "+memory +pids +cpu"
 
 
 def test_v2_asks_only_for_what_is_missing(tmp_path: Path) -> None:
@@ -169,7 +182,7 @@ def test_v2_asks_only_for_what_is_missing(tmp_path: Path) -> None:
 
 def test_v2_writes_nothing_where_all_is_there(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
     written = busy({})
-    found = cgroups.discover(root=host_v2(tmp_path, enabled="cpu memory pids io"))
+    found = cgroups.discover(root=host_v2(tmp_path, enabled="cpu memory pids io", handed_on="cpu memory pids"))
     assert found is not None
     assert found.controllers == ALL
     assert written == []
@@ -193,44 +206,52 @@ def test_v2_takes_the_parent_that_was_named(tmp_path: Path) -> None:
     host_v2(tmp_path, own="/cells")
     found = cgroups.discover(root=root, parent="/sys/fs/cgroup/cells")
     assert found is not None
-    assert found.parents == {"": v2_directory(tmp_path, "/cells")}
+    assert found.parents == {"": v2_cells(tmp_path, "/cells")}
 
 
 def test_v2_makes_room_when_only_we_are_in_the_group(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
     root = host_v2(tmp_path, members="20\n10\n")
-    written = busy({"cgroup.subtree_control": 1})
+    written = busy({"x.scope/cgroup.subtree_control": 1})
     found = cgroups.discover(root=root, ours=frozenset({10, 20}))
     assert found is not None
     assert found.controllers == ALL
     directory = v2_directory(tmp_path)
     assert written == [
         (f"{directory}/cgroup.subtree_control", "+memory +pids +cpu"),
-        (f"{directory}/cellos-supervisor/cgroup.procs", "10"),
-        (f"{directory}/cellos-supervisor/cgroup.procs", "20"),
+        (f"{directory}/cellos/supervisor/cgroup.procs", "10"),
+        (f"{directory}/cellos/supervisor/cgroup.procs", "20"),
         (f"{directory}/cgroup.subtree_control", "+memory +pids +cpu"),
+        (f"{directory}/cellos/cgroup.subtree_control", "+memory +pids +cpu"),
     ]
 
 
 def test_v2_finds_the_group_that_it_moved_aside_in(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
     """A second launcher of a process, while the first is still in the leaf."""
-    root = host_v2(tmp_path, enabled="cpu memory pids")
-    host_v2(tmp_path, own="/user.slice/x.scope/cellos-supervisor", available="cpu memory pids", members="10\n20\n")
+    root = host_v2(tmp_path, enabled="cpu memory pids", handed_on="cpu memory pids")
+    host_v2(tmp_path, own="/user.slice/x.scope/cellos/supervisor", available="cpu memory pids", members="10\n20\n")
     written = busy({})
     found = cgroups.discover(root=root, ours=frozenset({10, 30}))
     assert found is not None
-    assert (found.controllers, found.parents) == (ALL, {"": v2_directory(tmp_path)})
+    assert (found.controllers, found.parents) == (ALL, {"": v2_cells(tmp_path)})
     assert written == []
 
 
 def test_v2_moves_nobody_elses_processes(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
     root = host_v2(tmp_path, members="10\n11\n")
-    written = busy({"cgroup.subtree_control": 1})
+    written = busy({"x.scope/cgroup.subtree_control": 1})
     assert cgroups.discover(root=root, ours=frozenset({10})) is None
     assert [path for path, _ in written if path.endswith("cgroup.procs")] == []
-    assert not os.path.exists(f"{v2_directory(tmp_path)}/cellos-supervisor")
+    assert not os.path.exists(f"{v2_cells(tmp_path)}/supervisor")
 
 
-@pytest.mark.parametrize("refusals", [{"cgroup.subtree_control": 2}, {"cgroup.subtree_control": 1, "cellos-supervisor/cgroup.procs": 1}])
+@pytest.mark.parametrize(
+    "refusals",
+    [
+        {"x.scope/cgroup.subtree_control": 2},
+        {"cellos/cgroup.subtree_control": 1},
+        {"x.scope/cgroup.subtree_control": 1, "cellos/supervisor/cgroup.procs": 1},
+    ],
+)
 def test_v2_that_stays_busy_is_none(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]], refusals: dict[str, int]) -> None:
     root = host_v2(tmp_path, members="10\n")
     busy(dict(refusals))
