@@ -156,9 +156,12 @@ class LinuxBackend:
             "openFiles": _at_most(resource.RLIMIT_NOFILE, OPEN_FILES),
             "fileBytes": _at_most(resource.RLIMIT_FSIZE, WORK_BYTES),
             "lockedBytes": _at_most(resource.RLIMIT_MEMLOCK, LOCKED_BYTES),
-            "coreBytes": 0,
         }
         unbounded = []
+        if _core_handler_would_start():
+            unbounded.append("core")
+        else:
+            limits["coreBytes"] = 0
         if self._can(cgroups.MEMORY):
             wanted = declared.memory_max_bytes if declared and declared.memory_max_bytes else DEFAULT_MEMORY_BYTES
             limits["memoryBytes"] = min(wanted, _MOST_MEMORY_BYTES) // _PAGE * _PAGE  # as the kernel counts
@@ -198,7 +201,7 @@ class LinuxBackend:
 
     def _rlimits(self, limits: Mapping[str, int]) -> dict[str, int]:
         rlimits = {
-            "CORE": 1,  # 0 would still start the host's core_pattern program, 1 does not (core(5))
+            "CORE": _at_most(resource.RLIMIT_CORE, 1),  # 0 would still start the host's core_pattern program, 1 does not (core(5))
             "NOFILE": limits["openFiles"],
             "FSIZE": limits["fileBytes"],
             "MEMLOCK": limits["lockedBytes"],
@@ -491,6 +494,14 @@ def _at_most(limit: int, value: int) -> int:
     """`value`, or our own hard limit where that is lower: nobody can raise it again."""
     _, hard = resource.getrlimit(limit)
     return value if hard == resource.RLIM_INFINITY else min(value, hard)
+
+
+def _core_handler_would_start() -> bool:
+    """Whether the host hands core dumps to a program or socket, and our own hard limit of 0, which nobody can raise to 1, lets it."""
+    if _at_most(resource.RLIMIT_CORE, 1):
+        return False
+    with open("/proc/sys/kernel/core_pattern") as file:
+        return file.read(1) in ("|", "@")
 
 
 def _cpu_refusals(quota: int, period: int | None) -> list[Refusal]:

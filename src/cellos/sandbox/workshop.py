@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -20,6 +21,8 @@ _CGROUP_REASONS = {errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EOPNOTSUPP}
 """What clone3 answers when it may not place the child in a group; it has other words for namespaces."""
 _TEARDOWN_SECONDS = 5.0
 _FEW = 256
+_OPEN_FILES_NEEDED = 128
+"""Init moves its own above 100 while it clears the ones that a command gets."""
 
 
 def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -> None:
@@ -72,6 +75,12 @@ def _prepare(channel: int) -> _Failed | None:
     try:
         if not syscalls.architecture_fits():
             raise OSError(errno.ENOSYS, f"this is {os.uname().machine}")
+        step = "open files"
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= hard < _OPEN_FILES_NEEDED:
+            raise OSError(errno.EMFILE, f"{hard} open files are allowed, {_OPEN_FILES_NEEDED} are needed", "ulimit -n")
+        if 0 <= soft < _OPEN_FILES_NEEDED:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES_NEEDED, hard))
         step = "hide the launcher"
         syscalls.set_dumpable(False)
         step = "close_range"
@@ -244,6 +253,7 @@ class Workshop:
             cgroups.remove(directory, deadline=deadline)
         if made.host_id:
             made.host_id.release()
+            made.host_id = None
 
 
 def _write(path: str, text: str) -> None:
