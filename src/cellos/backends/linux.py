@@ -23,7 +23,7 @@ from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPr
 from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
 from cellos.sandbox import cgroups, seccomp, syscalls
 from cellos.sandbox import residue as remains
-from cellos.sandbox.cures import cure
+from cellos.sandbox.cures import OWN_GROUP, cure
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.launcher import Cloned, Launcher, LauncherError
 from cellos.sandbox.rootfs import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
@@ -483,7 +483,7 @@ def _wait_for_end(pidfd: int, deadline: float) -> bool:
 
 
 def _no_controller(name: str) -> str:
-    return f"this host gives us no writable {name} control group; run as root or in a delegated group, or leave the limit out"
+    return f"this host gives us no writable {name} control group; {OWN_GROUP}; or leave the limit out"
 
 
 def _too_little_memory() -> HostBackendError:

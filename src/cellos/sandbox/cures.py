@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import errno
 
+OWN_GROUP = (
+    "give it a control group of its own: systemd-run --scope -p Delegate=yes cellos …, as an ordinary user systemd-run --user --scope …; "
+    "with control groups version 1, run as root"
+)
+
 CURES = {
     "architecture": "the system calls and their filter are those of 64-bit x86; run a 64-bit kernel and a 64-bit Python there",
     "clone3": "allow user namespaces: sysctl user.max_user_namespaces=10000, kernel.unprivileged_userns_clone=1 (Debian), "
@@ -11,7 +16,7 @@ CURES = {
     "take a host id": "let root write to /run/cellos; where you are root of a user namespace only, as in a rootless container, work there "
     "as another user",
     "map ids": "as root keep CAP_SETUID and CAP_SETGID; as another user let AppArmor or SELinux allow user namespaces",
-    "attach to control group": "run as root, or in a control group delegated to this user (systemd-run --user --scope -p Delegate=yes)",
+    "attach to control group": OWN_GROUP,
     "hide the launcher": "allow prctl, in a container by its seccomp profile",
     "close_range": "needs Linux 5.9 or later",
     "enter a cgroup namespace": "allow unshare, in a container by its seccomp profile",

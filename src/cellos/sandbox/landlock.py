@@ -23,6 +23,17 @@ def abi() -> int:
     return call("landlock_create_ruleset", None, 0, _CREATE_RULESET_VERSION)
 
 
+def covers() -> str:
+    """What `restrict` checks on this kernel, in words; empty without Landlock."""
+    try:
+        version = abi()
+    except OSError:
+        return ""
+    if version < 3:
+        return "files, but for truncating them (Landlock 3, Linux 6.2)"
+    return "files" if version < 6 else "files, signals and abstract sockets"
+
+
 def restrict() -> None:
     """Confine the calling thread: read and execute everywhere, write below WRITABLE, to devices and to /proc.
 

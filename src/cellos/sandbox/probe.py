@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cellos.sandbox import cgroups, landlock, seccomp, syscalls
-from cellos.sandbox.cures import CURES
+from cellos.sandbox.cures import CURES, OWN_GROUP
 from cellos.sandbox.hostids import FIRST
 from cellos.sandbox.init import loopback_up
 from cellos.sandbox.rootfs import BUILDING_PLACE, CELL_ID
@@ -40,7 +40,7 @@ def rows() -> list[Row]:
     """Try everything. Never raises for something that is missing."""
     found = [_architecture()]
     inside = _try_inside()
-    for primitive, what in REQUIRED.items():
+    for primitive, what in (REQUIRED | {"restrict with Landlock": f"a second check on {landlock.covers()}"}).items():
         failure = inside.get(primitive, "not tried: needs the ones above")
         found.append(
             Row(
@@ -66,7 +66,7 @@ REQUIRED = {
     "empty the session keyring": "no key of the host is reachable",
     "drop capabilities": "no capability, now or later",
     "set no_new_privs": "set-user-id programs gain nothing",
-    "restrict with Landlock": "a second check on files and signals",
+    "restrict with Landlock": "a second check on files",
     "install the seccomp filter": "only listed system calls",
 }
 """Primitives that init and launcher need, in their order, and what each is for."""
@@ -228,11 +228,10 @@ def _limits() -> list[Row]:
         if have and hierarchy is not None:
             detail = f"control group version {hierarchy.version}"
         elif controller == cgroups.PIDS:
-            have, detail = True, "RLIMIT_NPROC in the cell's user namespace (no writable control group)"
+            have, detail = True, "RLIMIT_NPROC in the cell's user namespace (no control group of our own)"
         else:
-            detail = "no writable control group: unbounded, and refused where a spec declares it"
-        cure = "" if have else "run as root, or in a control group delegated to this user (systemd-run --user --scope -p Delegate=yes)"
-        found.append(Row(primitive=f"limit {unit}", ok=have, required=False, detail=detail, cure=cure))
+            detail = "no control group of our own: unbounded, and refused where a spec declares it"
+        found.append(Row(primitive=f"limit {unit}", ok=have, required=False, detail=detail, cure="" if have else OWN_GROUP))
     return found
 
 
