@@ -98,9 +98,9 @@ class Launcher:
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         token = os.urandom(4).hex()
         actions: list[tuple[int, ...]] = [
+            (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHANNEL),  # first: where ours are closed, theirs may be 0 or 1
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),  # type: ignore[list-item]  # file actions mix types
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),  # type: ignore[list-item]  # file actions mix types
-            (os.POSIX_SPAWN_DUP2, theirs.fileno(), _CHANNEL),
         ]
         argv = [sys.executable, "-I", "-S", "-c", _BOOT, package, str(_CHANNEL), token, str(ahead), cgroup_parent]
         try:

@@ -4,6 +4,7 @@ Numbers are those of x86_64; calls from 424 on have the same number on every arc
 """
 
 import ctypes
+import errno
 import os
 import struct
 
@@ -182,6 +183,8 @@ def no_new_privileges() -> None:
 
 def open_beneath(directory: int, path: str) -> int:
     """Open `path` for reading below `directory`: no links, no way up, no other mount, never blocking (openat2(2))."""
+    if "\0" in path:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), "openat2")  # the kernel would take what stands before it
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV
     how = struct.pack("3Q", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, 0, resolve)
     return call("openat2", directory, os.fsencode(path), how, len(how))
