@@ -326,7 +326,7 @@ def test_group_limits_seen_from_outside_are_the_ones_reported(
 
 
 @pytest.mark.needs("limit memory")
-@pytest.mark.parametrize("size", [1, 4096, MIB])
+@pytest.mark.parametrize("size", [1, 4096])  # what 1 MiB is enough for depends on what the kernel had charged already
 def test_too_little_memory_to_build_a_cell_is_told(backend: LinuxBackend, size: int) -> None:
     before = left_over()
     with pytest.raises(HostBackendError, match=r"spec\.run\.limits\.memoryMaxBytes\) is too small"):
