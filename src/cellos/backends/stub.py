@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from cellos.backends.relay import Relay
-from cellos.errors import ExportError, HostBackendError
+from cellos.errors import ExportError, HostBackendError, os_error_text
 from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
 from cellos.sandbox import syscalls
 
@@ -86,7 +86,9 @@ class StubCell:
             try:
                 self._start(command, relay)
             except OSError as error:
-                return CommandResult(ended="exited", spawn_error=f"{error.strerror} (os error {error.errno})", spawn_errno=error.errno)
+                # subprocess names the directory where it is that which cannot be entered
+                what = "spec.run.workingDirectory: " if error.filename == command.working_directory else ""
+                return CommandResult(ended="exited", spawn_error=what + os_error_text(error), spawn_errno=error.errno)
             relay.release_child_ends()
             try:
                 on_started()
@@ -120,8 +122,13 @@ class StubCell:
             stderr=error,
             start_new_session=True,
         )
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except OSError as error:
+            process.kill()
+            process.wait()
+            raise HostBackendError(f"cannot watch the command: {os_error_text(error)}") from error
         self._child = process.pid
-        self._pidfd = os.pidfd_open(process.pid)
         process.returncode = 0  # we wait for it ourselves
 
     def open_artifact(self, path: str) -> BinaryIO:
