@@ -133,6 +133,19 @@ def test_a_document_without_an_end(commands: Any, no_cell_left: Callable[..., No
     no_cell_left()
 
 
+@pytest.mark.parametrize("path", [".", "missing", "/dev/zero", "garbage", "long"])
+def test_records(path: str, commands: Any, tmp_path: Path) -> None:
+    """`cellos events` of what is none."""
+    (tmp_path / "garbage").write_bytes(os.urandom(5000))
+    (tmp_path / "long").write_bytes(b'{"a": "' + b"x" * (5 << 20))
+    done = commands.run("cellos", "events", str(tmp_path / path))
+    assert done.returncode == FAILED
+    shown = (done.stdout + done.stderr).splitlines()
+    assert shown
+    assert all(len(line) < LONGEST_LINE and line.isprintable() for line in shown)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 # ---------------------------------------------------------------- programs
 
 
@@ -244,7 +257,7 @@ def run_line(commands: Any, line: Sequence[str], **options: Any) -> subprocess.C
     )
 
 
-@pytest.mark.parametrize("more", [-1, 200], ids=["before its first event", "after its first event"])
+@pytest.mark.parametrize("more", [-100, 200], ids=["before its first event", "after its first event"])
 def test_a_record_that_cannot_grow(more: int, commands: Any) -> None:
     """What does not fit is not there at all; a command of which nothing can be told is not run; with room again the run gets its end."""
     whole = commands.cell(["/bin/echo", "ran"])

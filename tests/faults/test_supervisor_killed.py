@@ -130,10 +130,17 @@ class Victim:
         """Let it go on until it has spooled `event` and is held up by it."""
         assert self.fifo
         for number in range(1, EVENTS.index(event) + 2):
-            wait_for(lambda number=number: len(self.spooled()) >= number, f"event {number}")
+            self.await_events(number)
             if number <= EVENTS.index(event):
                 self.fifo.read()
         assert [kind(each) for each in self.spooled()] == EVENTS[: EVENTS.index(event) + 1]
+
+    def await_events(self, number: int) -> None:
+        wait_for(lambda: len(self.spooled()) >= number, f"event {number}")
+
+    def await_open(self, part: str) -> None:
+        """Until it holds a file whose path has `part`, or has ended."""
+        wait_for(lambda: self.has_open(part) or self.process.poll() is not None, part)
 
     def family(self) -> list[int]:
         """The processes below it: its launcher, and what that made."""
@@ -287,7 +294,7 @@ def test_killed_while_the_command_runs(with_launcher: bool, victim: Callable[...
     killed.start(RUNNING)
     assert killed.process.stdout
     assert killed.process.stdout.readline() == "up\n"
-    wait_for(lambda: len(killed.spooled()) == 2, "the event that the command began")
+    killed.await_events(2)
     records = killed.records()
     family = killed.family()
     assert len(family) >= 4, "launcher, init, the command, its sleeper"
@@ -336,7 +343,7 @@ def test_killed_in_the_middle_of_a_copy(victim: Callable[..., Victim], tmp_path:
     for _ in range(20):
         killed = victim()
         killed.start(document(*argv, export={"artifacts": [{"name": "result", "path": "result"}]}))
-        wait_for(lambda killed=killed: killed.has_open("out/victim/") or killed.process.poll() is not None, "the copy")
+        killed.await_open("out/victim/")
         killed.stop()
         too_late = len(killed.spooled()) != 4
         killed.kill()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 from array import array
 from collections.abc import Iterator, Mapping
@@ -167,6 +168,9 @@ def _open(path: str) -> IO[bytes]:
     """A file that can be read twice. Raises EvidenceError."""
     try:
         given = open(0, "rb", closefd=False) if path == "-" else open(path, "rb")  # noqa: SIM115  # the caller closes it
+        if path != "-" and stat.S_ISCHR(os.fstat(given.fileno()).st_mode):
+            given.close()
+            raise EvidenceError(f"cannot read {_shown(path)}: it is a device, which may have no end")
         if given.seekable():
             return given
         from shutil import copyfileobj
