@@ -69,7 +69,8 @@ def backend(launcher: Launcher) -> LinuxBackend:
 
 
 def order(*argv: str, **members: Any) -> Command:
-    members = {"stdout": Output(capture_bytes=MIB), "stderr": Output(capture_bytes=MIB), "deadline_seconds": LATE} | members
+    defaults: dict[str, Any] = {"stdout": Output(capture_bytes=MIB), "stderr": Output(capture_bytes=MIB), "deadline_seconds": LATE}
+    members = defaults | members
     return Command(argv=argv, environment={"PATH": "/usr/bin:/bin"}, **members)
 
 
@@ -414,9 +415,9 @@ def test_without_a_group_the_number_of_processes_is_still_limited() -> None:
 
 def test_the_footprint_is_what_create_makes(backend: LinuxBackend) -> None:
     before = set(groups())
-    footprint = backend.footprint(KEY)
+    footprint: Any = backend.footprint(KEY)
     assert set(groups()) == before
-    assert not any(os.path.exists(path) for path in footprint["cgroups"])  # type: ignore[attr-defined]
+    assert not any(os.path.exists(path) for path in footprint["cgroups"])
     cell = backend.create(spec(), key=KEY)
     made = set(groups()) - before
     assert json.loads(json.dumps(footprint)) == {"cgroups": sorted(made)}
@@ -426,11 +427,12 @@ def test_the_footprint_is_what_create_makes(backend: LinuxBackend) -> None:
 
 
 def test_footprints_of_two_cells_are_apart(backend: LinuxBackend) -> None:
-    first, second = backend.footprint("a" * 16), backend.footprint("b" * 16)
+    first: Any = backend.footprint("a" * 16)
+    second: Any = backend.footprint("b" * 16)
     if not first["cgroups"]:
         assert second["cgroups"] == []
         return
-    assert not set(first["cgroups"]) & set(second["cgroups"])  # type: ignore[call-overload]
+    assert not set(first["cgroups"]) & set(second["cgroups"])
 
 
 @pytest.mark.parametrize("kind", ["source is not there", "target is not there", "second is not there"])

@@ -406,7 +406,7 @@ def test_a_full_disk_is_an_error_that_says_so(process: FakeProcess) -> None:
     full = os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC)
     try:
         with pytest.raises(HostBackendError, match=r"output on: No space left on device"):
-            play(process, command(stdout=Output(descriptor=full)), lambda ends: os.write(ends[0], b"x"))  # type: ignore[arg-type,return-value]
+            play(process, command(stdout=Output(descriptor=full)), lambda ends: os.write(ends[0], b"x"))  # type: ignore[arg-type]
     finally:
         os.close(full)
 

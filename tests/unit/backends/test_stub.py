@@ -30,7 +30,8 @@ def spec(**authority: Any) -> CellSpec:
 
 
 def order(*argv: str, **members: Any) -> Command:
-    members = {"stdout": Output(capture_bytes=1 << 20), "stderr": Output(capture_bytes=1 << 20), "deadline_seconds": 60} | members
+    defaults: dict[str, Any] = {"stdout": Output(capture_bytes=1 << 20), "stderr": Output(capture_bytes=1 << 20), "deadline_seconds": 60}
+    members = defaults | members
     return Command(argv=argv, environment={"PATH": "/usr/bin:/bin"}, **members)
 
 

@@ -240,12 +240,12 @@ def test_every_path_through_the_program_ends_in_a_return() -> None:
     assert len(code) <= 4096  # BPF_MAXINSNS
 
 
-LOAD = ("load", 0, "", "")
-RETURN = ("return", ALLOW, "", "")
+LOAD: seccomp.Instruction = ("load", 0, "", "")
+RETURN: seccomp.Instruction = ("return", ALLOW, "", "")
 
 
 def test_assembles_jumps_up_to_255() -> None:
-    far = [LOAD, ("equal", 1, "end", ""), *[RETURN] * 255, "end", RETURN]
+    far: list[seccomp.Instruction | str] = [LOAD, ("equal", 1, "end", ""), *[RETURN] * 255, "end", RETURN]
     assert instructions(seccomp.assemble(far))[1] == (0x15, 255, 0, 1)
 
 
@@ -288,7 +288,7 @@ print(json.dumps(answers))
 
 
 def test_the_kernel_reads_it_the_same_way() -> None:
-    calls = [(number, -1, -1, -1, -1, -1, -1) for number in (165, 425, 250, 101, 321, 435)]
+    calls: list[tuple[int, ...]] = [(number, -1, -1, -1, -1, -1, -1) for number in (165, 425, 250, 101, 321, 435)]
     calls += [(SOCKET, 40, 1, 0), (SOCKET, 2, 3, 1), (SOCKET, 16, 3, 9), (UNSHARE, 0x1000_0000), (SETNS, 0, 0), (IOCTL, 0, 0x5412, 0)]
     calls += [(X32_BIT | 39,), (39,), (SOCKET, 1, 1, 0)]
     done = subprocess.run([sys.executable, "-c", TRY, json.dumps(calls)], capture_output=True, text=True, timeout=20, check=True)
