@@ -438,11 +438,12 @@ def test_footprints_of_two_cells_are_apart(backend: LinuxBackend) -> None:
 @pytest.mark.parametrize("kind", ["source is not there", "target is not there", "second is not there"])
 def test_a_create_that_fails_leaves_nothing(backend: LinuxBackend, tmp_path: Path, kind: str) -> None:
     missing = tmp_path / "missing"
-    mounts, says = {
+    table: dict[str, tuple[list[tuple[Path | str, str]], str]] = {
         "source is not there": ([(missing, "/data")], str(missing)),
         "target is not there": ([("/usr/bin", "/usr/no/such/place")], "/usr/no/such/place"),
         "second is not there": ([("/usr/bin", "/data"), (missing, "/more")], str(missing)),
-    }[kind]
+    }
+    mounts, says = table[kind]
     before = left_over()
     with pytest.raises(HostBackendError, match=says):
         backend.create(mounting(*mounts), key=KEY)
