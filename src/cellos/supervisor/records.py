@@ -172,6 +172,9 @@ def _end_run(path: str, held: HeldRecord, by: Sweeper) -> Swept | None:
         by.warn(f"run record {path} is of the {record.backend} backend, which is not there; left for a supervisor that has it")
         return None
     residue = backend.sweep(record.footprint)
+    if not os.path.lexists(record.spool):  # made before the cell, removed after the last event: not begun, or wholly told
+        held.remove()
+        return None
     _end_evidence(record, residue, by)
     held.remove()
     return Swept(run_id=record.run.run_id, cell_id=record.run.cell_id, residue=residue)
@@ -183,7 +186,7 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
     last = recover(record.spool).last
     chain = Chain.after(last) if last is not None else Chain.first(run.run_id, run.spec_hash, by.random(NONCE_BYTES).hex())
     if last is None or parse_event(last).type != events.DESTROYED:
-        spool = Spool(record.spool, resume=os.path.exists(record.spool))
+        spool = Spool(record.spool, resume=True)
         try:
             Emitter(chain=chain, spool=spool, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue))
         finally:

@@ -177,16 +177,20 @@ class TestSweep:
         assert last["data"]["correlation"] == {"platform": "ci", "labels": None}
 
     def test_a_run_without_any_event_too(self, scene: Scene) -> None:
+        scene.emitter()
         scene.die(scene.record())
         assert scene.sweep() == ["run-1"]
         [line] = scene.lines(scene.spool)
         assert json.loads(line)["data"]["chain"]["count"] == 1
 
-    def test_an_empty_spool_is_continued(self, scene: Scene) -> None:
-        scene.emitter()
-        scene.die(scene.record())
-        assert scene.sweep() == ["run-1"]
-        assert len(scene.lines(scene.spool)) == 1
+    def test_a_run_without_a_spool_had_not_begun_or_was_wholly_told(self, scene: Scene) -> None:
+        """Killed between the removal of the spool and that of the record: its end must not be told twice, and differently."""
+        scene.backend.keys.add(KEY)
+        scene.die(scene.record(keep_spool=False, jsonl=str(scene.jsonl)))
+        assert scene.sweep() == []
+        assert (scene.names, scene.warnings, scene.backend.keys) == ([], [], set())
+        assert not scene.spool.exists()
+        assert not scene.jsonl.exists()
 
     def test_a_half_written_event_is_cut(self, scene: Scene) -> None:
         scene.emitter().emit(STARTED)
@@ -297,6 +301,7 @@ class TestSweep:
     def test_many_sweeps_at_once_end_a_run_once(self, scene: Scene) -> None:
         for number in range(20):
             key = f"{number:016x}"
+            (scene.path / key).touch()
             scene.die(scene.record(key=key, spool=str(scene.path / key)))
         barrier = threading.Barrier(4)
         found: list[str] = []
@@ -322,6 +327,7 @@ class TestSweep:
             "held = hold(sys.argv[1], msgspec.json.decode(sys.argv[2], type=RunRecord)); print(held.path); os.kill(os.getpid(), 9)"
         )
         record = msgspec.json.encode(scene.record()).decode()
+        scene.spool.touch()
         done = subprocess.run([sys.executable, "-c", code, str(scene.runs), record], stdout=subprocess.DEVNULL, timeout=60, check=False)
         assert done.returncode == -9
         assert scene.names == [f"{KEY}.json"]
