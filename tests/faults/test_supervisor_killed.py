@@ -325,10 +325,14 @@ def test_killed_while_it_makes_the_cell(victim: Callable[..., Victim]) -> None:
         killed.await_record()
         killed.stop()
         records, too_late = killed.records(), bool(killed.spooled()) or not killed.records()
+        begun = any(killed.commands.state.glob("spool/*"))
         killed.kill()
         done = next_start(killed)
         if not too_late:
-            the_run_was_ended(killed, done, [DESTROYED])
+            if begun:
+                the_run_was_ended(killed, done, [DESTROYED])
+            else:
+                assert done.stderr == "", "where there was not even a spool, nothing had begun"
             nothing_left(killed, records)
             return
         killed.jsonl.unlink()
