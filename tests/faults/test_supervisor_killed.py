@@ -164,9 +164,10 @@ class Victim:
         return True
 
     def stop(self) -> None:
-        """Hold it where it is, so that it can be looked at."""
-        self.process.send_signal(signal.SIGSTOP)
-        wait_for(lambda: Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] in "TZ", "its stop")
+        """Hold it where it is, so that it can be looked at; it may have ended before."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def has_open(self, part: str) -> bool:
         """Whether it holds a file whose path has `part`."""
