@@ -95,7 +95,7 @@ def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
         request: InitRequest = control.receive()  # type: ignore[assignment]  # the first line is the request
         _confine(request, control.take_descriptors(), now)
     except OSError as error:
-        control.send({"failed": step[0], "errno": error.errno, "text": f"{error.filename or step[0]}: {error.strerror}"})
+        control.send({"failed": step[0], "errno": error.errno, "text": syscalls.error_text(error, step[0])})
         os._exit(1)
     control.send({"ready": True}, (work,))
     os.close(work)

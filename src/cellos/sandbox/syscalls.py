@@ -59,6 +59,12 @@ def architecture_fits() -> bool:
     return os.uname().machine == "x86_64" and struct.calcsize("P") == 8
 
 
+def error_text(error: OSError, step: str) -> str:
+    """What the kernel said, with the call or file it said it of, where that is not the step itself."""
+    named = f"{error.filename}: " if error.filename and error.filename != step else ""
+    return named + (error.strerror or str(error))
+
+
 def prctl(option: int, argument: int = 0) -> None:
     if _LIBC.prctl(option, ctypes.c_ulong(argument), ctypes.c_ulong(0), ctypes.c_ulong(0), ctypes.c_ulong(0)) < 0:
         number = ctypes.get_errno()

@@ -97,7 +97,7 @@ class _Failed(Exception):
     def __init__(self, step: str, error: OSError) -> None:
         self.step = step
         self.errno = error.errno or 0
-        self.text = f"{error.filename or step}: {error.strerror}"
+        self.text = syscalls.error_text(error, step)
 
 
 class Made:
