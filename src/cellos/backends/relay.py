@@ -80,6 +80,7 @@ class _Outflow:
             self._own_target = self.target = os.open(f"/proc/self/fd/{target}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except OSError:
             return  # somebody else's terminal (su), or no /proc: then it has to do as it is
+        self.piece = _CHUNK
 
     def wants(self) -> tuple[int, int] | None:
         """The descriptor to poll and for what; None when this stream is finished."""
