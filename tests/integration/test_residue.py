@@ -48,7 +48,7 @@ DOCUMENT = {
 @pytest.fixture
 def make(backend: LinuxBackend, monkeypatch: pytest.MonkeyPatch) -> Callable[[], LinuxCell]:
     """Cells whose command has run and made a file."""
-    monkeypatch.setattr("cellos.backends.linux._TEARDOWN_SECONDS", 0.3)
+    monkeypatch.setattr("cellos.backends.linux_cell.TEARDOWN_SECONDS", 0.3)
 
     def create() -> LinuxCell:
         made = backend.create(parse_execution_cell(json.dumps(DOCUMENT).encode()).spec, key=os.urandom(8).hex())

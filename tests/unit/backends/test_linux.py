@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from cellos.backends import linux
+from cellos.backends import linux, linux_cell
 from cellos.backends.linux import LinuxBackend, LinuxCell
 from cellos.core.documents import CellSpec, parse_execution_cell
 from cellos.errors import ArgvTooLarge, HostBackendError, Unenforceable
@@ -200,7 +200,7 @@ def test_limits_are_enforced_or_refused(backend: LinuxBackend, doctor: Any, limi
 
 def test_an_argument_that_execve_would_not_take(backend: LinuxBackend) -> None:
     before = left_over()
-    largest = "x" * linux.LARGEST_ARGUMENT
+    largest = "x" * linux_cell.LARGEST_ARGUMENT
     assert run(backend, spec(argv=("true", largest)), "true", largest).exit_code == 0
     with pytest.raises(ArgvTooLarge):
         backend.create(spec(argv=("true", largest + "x")), key=KEY)

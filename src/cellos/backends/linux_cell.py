@@ -1,0 +1,325 @@
+"""One live cell of the Linux backend, from its clone to the look for what stayed.
+
+It owns the descriptors of the cell: the pidfd of its init, the control socket that is also its lifeline, the mount of its work directory.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import io
+import json
+import os
+import select
+import stat
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from cellos.backends.relay import Relay
+from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPrimitive
+from cellos.ports import Command, CommandResult, Isolation, Residue
+from cellos.sandbox import cgroups, syscalls
+from cellos.sandbox import residue as remains
+from cellos.sandbox.cures import cure
+from cellos.sandbox.descriptors import receive, send
+from cellos.sandbox.launcher import Cloned
+
+if TYPE_CHECKING:
+    from cellos.sandbox.messages import InitRequest
+
+
+TEARDOWN_SECONDS = 5.0
+_START_REPORT_MILLISECONDS = 100
+LARGEST_ARGUMENT = 131071
+"""Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
+
+
+class LinuxCell:
+    """One cell from its clone to the residue check. Owned by one thread."""
+
+    def __init__(self, cloned: Cloned) -> None:
+        self.isolation = Isolation(backend="linux")
+        self.group = cloned.group
+        self.cloned: Cloned | None = cloned
+        self.control_socket: _socket.socket | None = _socket.socket(fileno=cloned.control)
+        self.ids = (cloned.host_id.number, cloned.host_id.number) if cloned.host_id else (os.geteuid(), os.getegid())
+        self.work: int | None = None
+        self._identities: remains.Identities = {}
+        self._messages: list[dict[str, Any]] = []
+        self._buffer = b""
+        self._commanded = False
+        self._on_started: Callable[[], None] = lambda: None
+        self._remember("control socket", cloned.control)
+
+    # -- the control socket
+
+    def prepare(self, request: InitRequest, trees: list[int]) -> None:
+        """Tell init what this cell has of its own, and wait until it is built and confined. Raises HostBackendError."""
+        assert self.control_socket is not None
+        try:
+            _signal(self.pidfd, 0)
+        except ProcessLookupError:
+            pass  # it has just ended; why is told next
+        except OSError as error:
+            raise explain("pidfd_send_signal", error.errno or 0, error.strerror or str(error)) from error
+        self.control_socket.settimeout(TEARDOWN_SECONDS)
+        message: dict[str, Any] | None = None
+        try:
+            try:
+                self._send(json.dumps(request).encode() + b"\n", trees)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has ended, and its last words are there to be read
+            while message is None:
+                data, descriptors = receive(self.control_socket, 4096, 1)
+                if descriptors:
+                    self.work = descriptors[0]
+                    self._remember("work directory", self.work)
+                if not data:
+                    raise self._ended_early()
+                self._buffer += data
+                message = self._next_message()
+        except TimeoutError:
+            raise HostBackendError("the cell's init did not answer within 5 s") from None
+        except ConnectionResetError:
+            raise self._ended_early() from None
+        if "failed" in message:
+            raise explain(message["failed"], message["errno"], message["text"])
+        if self.work is None:
+            raise HostBackendError("cannot take the cell's work directory: this process has too many open files")
+
+    def _send(self, data: bytes, descriptors: list[int]) -> None:
+        """A line with descriptors, in as many pieces as it takes. Raises OSError."""
+        assert self.control_socket is not None
+        sent = send(self.control_socket, data, descriptors)
+        if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
+            self.control_socket.sendall(data[sent:])
+
+    def _ended_early(self) -> HostBackendError:
+        if self.group and self.group.out_of_memory_kills():
+            return too_little_memory()
+        return HostBackendError("the cell's init ended while it built the cell")
+
+    def _next_message(self) -> dict[str, Any] | None:
+        if b"\n" not in self._buffer:
+            return None
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def _remember(self, name: str, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        self._identities[(status.st_dev, status.st_ino)] = name
+
+    # -- relay.Process
+
+    @property
+    def pidfd(self) -> int:
+        assert self.cloned is not None
+        return self.cloned.pidfd
+
+    @property
+    def control(self) -> int | None:
+        return self.control_socket.fileno() if self.control_socket else None
+
+    def on_control(self) -> None:
+        assert self.control_socket is not None
+        try:
+            data = self.control_socket.recv(1 << 16)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._close_control()
+            return
+        self._buffer += data
+        while (message := self._next_message()) is not None:
+            self._messages.append(message)
+            if "started" in message:
+                self._on_started()
+
+    def terminate(self) -> None:
+        if self.control_socket:
+            try:
+                self.control_socket.sendall(b'{"terminate": true}\n')
+            except BrokenPipeError:
+                return  # it has just ended
+
+    def ended(self) -> None:
+        """The kernel has ended everything with process 1."""
+
+    def kill(self) -> None:
+        self._hear_of_the_start()
+        if self.cloned:
+            try:
+                _signal(self.cloned.pidfd, 9)
+            except ProcessLookupError:
+                return
+            except OSError:
+                self._close_control()  # its end is also the end of init
+
+    def _hear_of_the_start(self) -> None:
+        """A command that is killed right after its start did start: give init the moment that it needs to say so."""
+        if self._commanded and not self._messages and self.control_socket:
+            poll = select.poll()
+            poll.register(self.control_socket, select.POLLIN)
+            if poll.poll(_START_REPORT_MILLISECONDS):
+                self.on_control()
+
+    # -- ports.LiveCell
+
+    def run(self, command: Command, *, on_started: Callable[[], None]) -> CommandResult:
+        check_argv(command.argv)
+        if self.control_socket is None or self.cloned is None:
+            raise HostBackendError("the cell is gone")
+        self._on_started = on_started
+        request = {"argv": list(command.argv), "env": dict(command.environment), "cwd": command.working_directory or "/work"}
+        started = time.monotonic()
+        with Relay(command) as relay:
+            for descriptor in relay.child_ends:
+                os.fchown(descriptor, *self.ids)  # else the cell could not open /dev/stdout by name
+            try:
+                self._send(json.dumps(request).encode() + b"\n", relay.child_ends)
+            except OSError as error:
+                raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
+            self._commanded = True
+            self.control_socket.setblocking(False)
+            relay.release_child_ends()
+            try:
+                ended = relay.watch(self, started=started, drain_seconds=None)
+            except BaseException:
+                self.kill()
+                raise
+            stdout, stderr, truncated = relay.captured
+        return self._result(ended, round((time.monotonic() - started) * 1000), stdout, stderr, truncated)
+
+    def _result(self, ended: str, duration_ms: int, stdout: bytes, stderr: bytes, truncated: bool) -> CommandResult:
+        answer: dict[str, Any] = {}
+        for message in self._messages:
+            answer |= message
+        out_of_memory = bool(self.group and self.group.out_of_memory_kills())
+        exit_code = signal = spawn_error = spawn_errno = None
+        if "not_started" in answer:
+            spawn_errno = answer["not_started"]
+            what = "spec.run.workingDirectory: " if answer["step"] == "chdir" else ""
+            spawn_error = f"{what}{os.strerror(spawn_errno)} (os error {spawn_errno})"
+        elif "exited" in answer:
+            exit_code = answer["exited"] if answer["exited"] >= 0 else None
+            signal = -answer["exited"] if answer["exited"] < 0 else None
+        elif ended == "exited":
+            # Init died before it could report: killed with the whole cell, which only the kernel does.
+            ended = "exited" if out_of_memory else "lost"
+            signal = 9 if out_of_memory else None
+        else:
+            signal = 9  # we killed the tree
+        return CommandResult(
+            ended=ended,  # type: ignore[arg-type]  # one of the four words
+            exit_code=exit_code,
+            signal=signal,
+            spawn_error=spawn_error,
+            spawn_errno=spawn_errno,
+            duration_ms=duration_ms,
+            stdout=stdout,
+            stderr=stderr,
+            truncated=truncated,
+            oom_killed=out_of_memory,
+        )
+
+    def open_artifact(self, path: str) -> BinaryIO:
+        relative = path.removeprefix("/work/") if path.startswith("/work/") else path
+        if self.work is None:
+            raise ExportError(f"{path}: the cell has no work directory")
+        # The descriptor of the mount only names it; opening "." through it gives one that openat2 starts from.
+        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.work)
+        try:
+            descriptor = syscalls.open_beneath(directory, relative)
+        except OSError as error:
+            raise ExportError(f"{path}: {_EXPORT_REASONS.get(error.errno or 0, error.strerror)}") from error
+        finally:
+            os.close(directory)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise ExportError(f"{path}: not a regular file")
+        return io.open(descriptor, "rb")  # noqa: UP020  # `open` would read as os.open here
+
+    def destroy(self) -> tuple[Residue, ...]:
+        if self.cloned is None:
+            return ()
+        deadline = time.monotonic() + TEARDOWN_SECONDS
+        left: list[Residue] = []
+        self.kill()
+        if not _wait_for_end(self.pidfd, deadline):
+            left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
+        self._close_control()
+        os.close(self.pidfd)
+        left += self._look()
+        for descriptor in [*self.cloned.namespaces.values(), *([] if self.work is None else [self.work])]:
+            os.close(descriptor)
+        for directory in self.group.directories.values() if self.group else ():
+            reason = cgroups.remove(directory, deadline=deadline)
+            if reason:
+                left.append(Residue(kind="cgroup", detail=f"{directory}: {reason}"))
+        problem = self.cloned.host_id.release() if self.cloned.host_id else None
+        if problem:
+            left.append(Residue(kind="file", detail=problem))
+        self.cloned = self.work = None
+        return tuple(left)
+
+    def _look(self) -> list[Residue]:
+        """What is still there besides the descriptors that we close next.
+
+        They are held until then: the kernel gives the numbers of a namespace or mount that is gone to the next cell, which would then be
+        taken for the remains of this one. The two that were closed before make room for the look, where a process has no more.
+        """
+        assert self.cloned is not None
+        ours = {*self.cloned.namespaces.values(), *([] if self.work is None else [self.work])}
+        try:
+            return [Residue(kind=kind, detail=detail) for kind, detail in remains.look(self.cloned.namespaces, self._identities, ours=ours)]
+        except OSError as error:
+            return [Residue(kind="process", detail=f"cannot look for processes that stayed: {error.strerror}")]
+
+    def _close_control(self) -> None:
+        if self.control_socket:
+            self.control_socket.close()
+            self.control_socket = None
+
+
+_EXPORT_REASONS = {
+    errno.ENOENT: "no such file in the work directory",
+    errno.ELOOP: "symbolic links are not followed",
+    errno.EXDEV: "it lies outside the work directory",
+    errno.ENXIO: "not a regular file",
+    errno.EACCES: "permission denied",
+}
+
+
+def _signal(pidfd: int, number: int) -> None:
+    import signal
+
+    signal.pidfd_send_signal(pidfd, number)
+
+
+def _wait_for_end(pidfd: int, deadline: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0, round((deadline - time.monotonic()) * 1000))))
+
+
+def too_little_memory() -> HostBackendError:
+    return HostBackendError("the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough")
+
+
+def check_argv(argv: Sequence[str]) -> None:
+    for argument in argv:
+        size = len(os.fsencode(argument))
+        if size > LARGEST_ARGUMENT:
+            raise ArgvTooLarge(encoded_bytes=size, limit_bytes=LARGEST_ARGUMENT)
+
+
+def explain(step: str, number: int, text: str) -> HostBackendError:
+    """A failed step as an error that says what to do about it, where that is known."""
+    remedy = cure(step, number)
+    if remedy:
+        return MissingPrimitive(primitive=step, why=text, cure=remedy)
+    return HostBackendError(f"cannot {step}: {text}")
