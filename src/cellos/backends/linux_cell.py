@@ -6,20 +6,18 @@ It owns the descriptors of the cell: the pidfd of its init, the control socket t
 from __future__ import annotations
 
 import _socket
-import errno
-import io
 import json
 import os
 import select
-import stat
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from cellos.backends.exports import open_regular
 from cellos.backends.relay import Relay
 from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPrimitive
 from cellos.ports import Command, CommandResult, Isolation, Residue
-from cellos.sandbox import cgroups, syscalls
+from cellos.sandbox import cgroups
 from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive, send
@@ -230,18 +228,7 @@ class LinuxCell:
         relative = path.removeprefix("/work/") if path.startswith("/work/") else path
         if self.work is None:
             raise ExportError(f"{path}: the cell has no work directory")
-        # The descriptor of the mount only names it; opening "." through it gives one that openat2 starts from.
-        directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.work)
-        try:
-            descriptor = syscalls.open_beneath(directory, relative)
-        except OSError as error:
-            raise ExportError(f"{path}: {_EXPORT_REASONS.get(error.errno or 0, error.strerror)}") from error
-        finally:
-            os.close(directory)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise ExportError(f"{path}: not a regular file")
-        return io.open(descriptor, "rb")  # noqa: UP020  # `open` would read as os.open here
+        return open_regular(".", relative, relative_to=self.work)
 
     def destroy(self) -> tuple[Residue, ...]:
         if self.cloned is None:
@@ -283,15 +270,6 @@ class LinuxCell:
         if self.control_socket:
             self.control_socket.close()
             self.control_socket = None
-
-
-_EXPORT_REASONS = {
-    errno.ENOENT: "no such file in the work directory",
-    errno.ELOOP: "symbolic links are not followed",
-    errno.EXDEV: "it lies outside the work directory",
-    errno.ENXIO: "not a regular file",
-    errno.EACCES: "permission denied",
-}
 
 
 def _signal(pidfd: int, number: int) -> None:

@@ -6,20 +6,18 @@ descendant that moved to another session after its parent died is not found.
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
-import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
+from cellos.backends.exports import open_regular
 from cellos.backends.relay import Relay
-from cellos.errors import ExportError, HostBackendError, os_error_text
+from cellos.errors import HostBackendError, os_error_text
 from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
-from cellos.sandbox import syscalls
 
 if TYPE_CHECKING:
     from cellos.core.documents import CellSpec
@@ -133,17 +131,7 @@ class StubCell:
 
     def open_artifact(self, path: str) -> BinaryIO:
         relative = os.path.relpath(path, self.directory) if os.path.isabs(path) else path
-        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            descriptor = syscalls.open_beneath(directory, relative)
-        except OSError as error:
-            raise ExportError(f"{path}: {error.strerror}") from error
-        finally:
-            os.close(directory)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise ExportError(f"{path}: not a regular file")
-        return io.open(descriptor, "rb")  # noqa: UP020  # says that it takes a descriptor
+        return open_regular(self.directory, relative)
 
     def destroy(self) -> tuple[Residue, ...]:
         return _remove(self.directory)

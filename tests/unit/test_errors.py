@@ -1,0 +1,44 @@
+"""Codes and prefixes of errors are part of the interface: programs match the codes, people grep for the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cellos import errors
+from cellos.errors import ArgvTooLarge, CellosError, HostBackendError, InvalidSpec, MissingPrimitive, SpecSyntaxError, Unenforceable
+
+PRINTED = {
+    InvalidSpec("x"): ("invalid_spec", "invalid cell specification: x"),
+    SpecSyntaxError("x", line=1, column=2): ("spec_syntax", "parse ExecutionCellDocument: x"),
+    ArgvTooLarge(encoded_bytes=9, limit_bytes=8): (
+        "argv_too_large",
+        "spec.run.argv encoded is 9 bytes; exceeds the backend's limit of 8 bytes",
+    ),
+    Unenforceable(field="spec.x", why="nothing does"): ("unenforceable", "cannot enforce: spec.x: nothing does"),
+    MissingPrimitive(primitive="a", why="b", cure="c"): ("missing_primitive", "host backend: a: b; c"),
+    errors.ConfigError("x"): ("config", "x"),
+    HostBackendError("x"): ("host_backend", "host backend: x"),
+    errors.EventSinkError("x"): ("event_sink", "event sink: x"),
+    errors.SecretBrokerError("x"): ("secret_broker", "secret broker: x"),
+    errors.ExportError("x"): ("export_sink", "export sink: x"),
+    errors.LifecycleError("x"): ("lifecycle", "lifecycle: x"),
+    errors.EvidenceError("x"): ("evidence", "evidence: x"),
+}
+
+
+@pytest.mark.parametrize(("error", "expected"), PRINTED.items(), ids=lambda value: getattr(value, "code", None))
+def test_code_and_printed_form(error: CellosError, expected: tuple[str, str]) -> None:
+    assert (error.code, str(error)) == expected
+
+
+def test_no_error_is_missing_here_and_no_code_stands_for_two() -> None:
+    def below(kind: type[CellosError]) -> Iterator[type[CellosError]]:
+        for each in kind.__subclasses__():
+            yield each
+            yield from below(each)
+
+    public = {kind for kind in below(CellosError) if kind.__module__ == errors.__name__}
+    assert public == {type(error) for error in PRINTED}
+    assert len({kind.code for kind in public}) == len(public)
