@@ -258,7 +258,10 @@ class TestHints:
         (tmp_path / "bin/tool").chmod(0o755)
         done = run("--", "tool", variables={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
         assert done.returncode == 127
-        assert f"cellos: tool is {tmp_path}/bin/tool on this host: add --ro {tmp_path}/bin, and name it by its full path\n" in done.stderr
+        assert (
+            f"cellos: tool lies outside the cell, at {tmp_path}/bin/tool: add --ro {tmp_path}/bin, and run it as {tmp_path}/bin/tool\n"
+            in done.stderr
+        )
         assert run("--ro", f"{tmp_path}/bin", "--", f"{tmp_path}/bin/tool").stdout == "ran\n"
 
     def test_a_file_elsewhere(self, run: Runner, tmp_path: Path) -> None:

@@ -94,20 +94,28 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
     if outcome.command.spawn_error is not None and "/" not in options.argv[0]:
         found = shutil.which(options.argv[0])
         if found is not None and not _visible(options, found):
-            directory = os.path.dirname(os.path.realpath(found))
-            yield f"{options.argv[0]} is {found} on this host: add --ro {directory}, and name it by its full path"
+            real = os.path.realpath(found)
+            yield f"{options.argv[0]} lies outside the cell, at {found}: add --ro {_installed_in(real)}, and run it as {real}"
             return
     for argument in options.argv:
         if not argument or argument.startswith("-") or not os.path.exists(argument):
             continue
         if os.path.isabs(argument):
             if argument not in OWN and not _visible(options, argument):
-                directory = argument if os.path.isdir(argument) else os.path.dirname(argument)
+                directory = argument if os.path.isdir(argument) else _installed_in(argument)
                 yield f"{argument} is not visible in the cell: add --ro {argument if directory in OWN else directory}"
                 return
         elif options.here is None:
             yield f"{argument} exists here: add --here"
             return
+
+
+def _installed_in(path: str) -> str:
+    """The directory that shows a file together with what belongs to it: a program in `bin` comes with a `lib` beside it."""
+    directory = os.path.dirname(path)
+    parent = os.path.dirname(directory)
+    whole = os.path.basename(directory) == "bin" and parent not in OWN and os.path.isdir(f"{parent}/lib")
+    return parent if whole else directory
 
 
 def _visible(options: "Options", path: str) -> bool:

@@ -148,9 +148,19 @@ class TestHints:
         monkeypatch.setenv("PATH", f"{place}/dir")
         missing = ended(spawn_error="No such", spawn_errno=errno.ENOENT)
         assert self.of("tool", command=missing) == [
-            f"tool is {place}/dir/tool on this host: add --ro {place}/dir, and name it by its full path"
+            f"tool lies outside the cell, at {place}/dir/tool: add --ro {place}/dir, and run it as {place}/dir/tool"
         ]
         assert self.of("nothing", command=missing) == []
+
+    def test_an_interpreter_comes_with_its_libraries(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (place / "python/bin").mkdir(parents=True)
+        (place / "python/bin/python9").write_text("")
+        (place / "python/bin/python9").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{place}/python/bin")
+        missing = ended(spawn_error="No such", spawn_errno=errno.ENOENT)
+        assert f"add --ro {place}/python/bin," in self.of("python9", command=missing)[0]
+        (place / "python/lib").mkdir()
+        assert f"add --ro {place}/python," in self.of("python9", command=missing)[0]
 
     def test_only_failures_have_any(self, place: Path) -> None:
         given = Options(argv=("cat", "x.py"), cell_id="c")
