@@ -1,7 +1,7 @@
 """The stub backend: runs the command on the host and isolates nothing. Only by explicit choice, for trying things out.
 
 It still clears the environment, keeps a deadline, and kills what it can find of the tree: the command's session and its descendants. A
-descendant that moved to another session after its parent died is not found.
+descendant that moved to another session after its parent died is not found, neither to be killed nor as residue.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _DRAIN_SECONDS = 1.0
 """How long output may still come from a process that escaped."""
+_END_SECONDS = 1.0
 _DIRECTORY = "directory"
 
 
@@ -134,7 +135,10 @@ class StubCell:
         return open_regular(self.directory, relative)
 
     def destroy(self) -> tuple[Residue, ...]:
-        return _remove(self.directory)
+        deadline = time.monotonic() + _END_SECONDS
+        while (left := list(_session(self._child))) and time.monotonic() < deadline:
+            time.sleep(0.001)  # killed, and not gone yet
+        return tuple(Residue(kind="process", detail=f"pid {pid} of the command's session") for pid in left) + _remove(self.directory)
 
 
 def _remove(directory: str) -> tuple[Residue, ...]:
@@ -148,16 +152,26 @@ def _remove(directory: str) -> tuple[Residue, ...]:
 
 
 def _signal_all(pid: int, number: int) -> None:
-    """Everything that descends from `pid`, and its session's process group."""
-    for descendant in [*_descendants(pid), pid]:
+    """Everything that descends from `pid`, and its session."""
+    for descendant in {*_descendants(pid), *_session(pid), pid}:
         try:
             os.kill(descendant, number)
         except (ProcessLookupError, PermissionError):
             continue
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
+
+
+def _session(leader: int) -> Iterator[int]:
+    """Living processes of the session that `leader` began, the leader itself left out (proc_pid_stat(5))."""
+    for name in os.listdir("/proc") if leader > 0 else ():
+        if not name.isdigit() or int(name) == leader:
+            continue
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                state, _, _, session = file.read().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == leader and state not in "ZX":
+            yield int(name)
 
 
 def _descendants(pid: int) -> Iterator[int]:

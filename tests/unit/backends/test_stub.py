@@ -230,3 +230,13 @@ def test_many_in_a_row_leave_nothing(backend: StubBackend, tmp_path: Path) -> No
 
 def children() -> str:
     return "".join(Path(f"/proc/self/task/{task}/children").read_text() for task in os.listdir("/proc/self/task"))
+
+
+def test_what_the_command_left_in_its_session_is_killed_at_once(backend: StubBackend) -> None:
+    """Also in process groups of their own, which a shell with job control makes."""
+    cell = backend.create(spec(), key=KEY)
+    began = time.monotonic()
+    result = cell.run(order("bash", "-c", "set -m; sleep 60 & echo $!"), on_started=lambda: None)
+    assert time.monotonic() - began < 0.9, "waited for the output that the background process holds open"
+    assert cell.destroy() == ()
+    assert is_gone(int(result.stdout))
