@@ -142,9 +142,9 @@ def without(*numbers: int, answer: int = errno.EPERM) -> Away:
 COVER = ["tmpfs", "/proc/tty", "tmpfs", 0]
 """Any mount over part of /proc: the kernel then gives no fresh /proc to a user namespace."""
 READ_ONLY_SYSCTL = [
-    ["/proc/sys", "/proc/sys", None, 0x1000],
+    ["/proc/sys", "/proc/sys", None, 0x5000],
     [None, "/proc/sys", None, 0x1000 | 0x20 | 0x1],
-]  # MS_BIND, then MS_REMOUNT | MS_RDONLY
+]  # MS_BIND | MS_REC, as systemd has a mount below that a user namespace may not uncover; then MS_REMOUNT | MS_RDONLY
 
 
 CHANGED_ROOT = {"mounts": [["/", "/mnt", None, 0x5000]], "chroot": "/mnt"}  # MS_BIND | MS_REC

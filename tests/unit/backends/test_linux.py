@@ -328,7 +328,7 @@ def test_group_limits_seen_from_outside_are_the_ones_reported(
         assert group_value(cell, "memory", "memory.memsw.limit_in_bytes") == str(memory)
         quota, period = (int(group_value(cell, "cpu", f"cpu.cfs_{name}_us")) for name in ("quota", "period"))
     else:
-        assert group_value(cell, "", "memory.max") == str(memory)
+        assert group_value(cell, "", "memory.max") == (str(memory) if memory < (1 << 63) - 4096 else "max")  # the kernel's word for it
         assert group_value(cell, "", "memory.swap.max") == "0"
         quota, period = map(int, group_value(cell, "", "cpu.max").split())
     assert quota * 1_000_000 // period == micros
@@ -366,7 +366,7 @@ def test_a_command_killed_for_want_of_memory_is_told_apart(backend: LinuxBackend
 NO_GROUPS = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
-if os.geteuid() == 0:  # without control groups; another user has none anyway
+if os.geteuid() == 0:  # without control groups; another user has none of version 1, and is led away from those of version 2
     if libc.unshare(0x0002_0000) or libc.mount(None, b"/", None, 0x4_4000, None) or libc.mount(b"x", b"/sys/fs/cgroup", b"tmpfs", 0, None):
         raise OSError(ctypes.get_errno(), "hide control groups")
 import json
@@ -379,7 +379,7 @@ BOMB = "i=0; while [ $i -lt 400 ]; do sleep 1000 & i=$((i+1)); done; echo all"
 def command(text):
     return Command(argv=["sh", "-c", text], environment={"PATH": "/usr/bin:/bin"}, stdout=Output(capture_bytes=99),
                    stderr=Output(capture_bytes=99), deadline_seconds=60)
-with Launcher.start() as launcher:
+with Launcher.start(cgroup_parent="/nowhere") as launcher:
     backend = LinuxBackend(launcher=launcher)
     bomb, other = (backend.create(document, key=key * 16) for key in "ab")
     first = bomb.run(command(BOMB), on_started=lambda: None)
