@@ -21,6 +21,7 @@ from cellos.sandbox import cgroups
 from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive, send
+from cellos.sandbox.framing import framed
 from cellos.sandbox.launcher import Cloned
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class LinuxCell:
         message: dict[str, Any] | None = None
         try:
             try:
-                self._send(json.dumps(request).encode() + b"\n", trees)
+                self._send(framed(request), trees)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it has ended, and its last words are there to be read
             while message is None:
@@ -87,7 +88,7 @@ class LinuxCell:
             raise HostBackendError("cannot take the cell's work directory: this process has too many open files")
 
     def _send(self, data: bytes, descriptors: list[int]) -> None:
-        """A line with descriptors, in as many pieces as it takes. Raises OSError."""
+        """A message with descriptors, in as many pieces as it takes. Raises OSError."""
         assert self.control_socket is not None
         sent = send(self.control_socket, data, descriptors)
         if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
@@ -140,7 +141,7 @@ class LinuxCell:
     def terminate(self) -> None:
         if self.control_socket:
             try:
-                self.control_socket.sendall(b'{"terminate": true}\n')
+                self.control_socket.sendall(framed({"terminate": True}))
             except BrokenPipeError:
                 return  # it has just ended
 
@@ -178,7 +179,7 @@ class LinuxCell:
             for descriptor in relay.child_ends:
                 os.fchown(descriptor, *self.ids)  # else the cell could not open /dev/stdout by name
             try:
-                self._send(json.dumps(request).encode() + b"\n", relay.child_ends)
+                self._send(framed(request), relay.child_ends)
             except OSError as error:
                 raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
             self._commanded = True

@@ -5,7 +5,8 @@ It builds what every cell has before it asks what this one shall have, so that a
 It runs in a fork of the launcher (a small interpreter without secrets) and never executes anything itself. The command is started with
 posix_spawn, so it inherits what init has put on itself: no capabilities, no_new_privs, limits, Landlock, seccomp.
 
-It talks over one stream socket, `control`, whose only other end is the supervisor's; lines of JSON:
+It talks over one stream socket, `control`, whose only other end is the supervisor's. What it is told is trusted: marshalled values, each
+behind its length. What it tells is not, as a cell surrounds it: lines of JSON, written by hand.
     supervisor -> init    {"last_cap", "limits", "mounts", "program"} with a descriptor of each mount, if the supervisor opened them
     init -> supervisor    {"ready": true} with the work directory's descriptor | {"failed": step, "errno": n}
     supervisor -> init    {"argv", "env", "cwd"} with the descriptors of standard output, error and, if relayed, input
@@ -17,24 +18,28 @@ End of file on `control` means that the supervisor is gone: init exits, and the 
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
-import json
+import marshal
 import os
 import resource
 import select
-import signal
-import socket
 import stat
 import struct
 
 from cellos.sandbox import landlock, rootfs, seccomp, syscalls
 from cellos.sandbox.descriptors import receive, send
+from cellos.sandbox.framing import LENGTH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
+
     from cellos.sandbox.messages import CommandRequest, InitRequest
     from cellos.sandbox.rootfs import Step
+else:
+    import _signal  # `signal`, `socket` and `json` would double the time that the launcher takes to start
 
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 _HIGHEST_FD_OF_OURS = 100
@@ -43,16 +48,16 @@ _MOST_DESCRIPTORS = 253
 
 
 class _Control:
-    """The line protocol over the control socket."""
+    """Messages over the control socket."""
 
     def __init__(self, descriptor: int) -> None:
-        self.socket = socket.socket(fileno=descriptor)
+        self.socket = _socket.socket(fileno=descriptor)
         self.buffer = b""
         self.descriptors: list[int] = []
 
     def send(self, message: dict[str, object], descriptors: tuple[int, ...] = ()) -> None:
-        data = json.dumps(message).encode() + b"\n"
-        send(self.socket, data, descriptors)
+        members = ", ".join(f'"{name}": {_json(value)}' for name, value in message.items())
+        send(self.socket, f"{{{members}}}\n".encode(), descriptors)
 
     def take_descriptors(self) -> list[int]:
         """Those that have come so far."""
@@ -60,16 +65,28 @@ class _Control:
         return taken
 
     def receive(self) -> dict[str, object]:
-        """The next line; descriptors that came along are in `descriptors`. Exits the process at end of file: the supervisor is gone."""
-        while b"\n" not in self.buffer:
+        """The next message; descriptors that came along are in `descriptors`. Exits at end of file: the supervisor is gone."""
+        size = LENGTH.size
+        while len(self.buffer) < size or len(self.buffer) < size + LENGTH.unpack_from(self.buffer)[0]:
             data, descriptors = receive(self.socket, 1 << 16, _MOST_DESCRIPTORS)
             self.descriptors += descriptors
             if not data:
                 os._exit(3)
             self.buffer += data
-        line, self.buffer = self.buffer.split(b"\n", 1)
-        message: dict[str, object] = json.loads(line)
+        end = size + LENGTH.unpack_from(self.buffer)[0]
+        message: dict[str, object] = marshal.loads(self.buffer[size:end])  # noqa: S302  # from the supervisor
+        self.buffer = self.buffer[end:]
         return message
+
+
+def _json(value: object) -> str:
+    """A number, a truth value or a text as JSON; what is not plain ASCII in a text becomes an escape."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        plain = (c if c.isascii() and c.isprintable() and c not in '"\\' else f"\\u{min(ord(c), 0xFFFD):04x}" for c in value)
+        return f'"{"".join(plain)}"'
+    return str(int(value)) if isinstance(value, int) else "null"
 
 
 def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
@@ -83,7 +100,7 @@ def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
         os._exit(1)
     os.close(released)
     syscalls.set_dumpable(False)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the interpreter's handler would let the cell interrupt its process 1
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # the interpreter's handler would let the cell interrupt its process 1
     control = _Control(control_descriptor)
     step = ["start"]
 
@@ -162,21 +179,24 @@ def _confine(request: InitRequest, trees: list[int], now: Step) -> None:
 
 
 def loopback_up() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING))
+    any_socket = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM)
+    try:
+        fcntl.ioctl(any_socket.fileno(), _SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", _IFF_UP | _IFF_RUNNING))
+    finally:
+        any_socket.close()
 
 
 def _serve(control: _Control) -> None:
     """Wait for the command, start it, and live as long as it does."""
     command: CommandRequest = control.receive()  # type: ignore[assignment]  # the first line is the command
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    _signal.signal(_signal.SIGCHLD, lambda *_: None)
+    _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     child = _start(control, command)
     if control.buffer:  # it came with the command
         _obey(control, child)
     poll = select.poll()
-    poll.register(control.socket, select.POLLIN)
+    poll.register(control.socket.fileno(), select.POLLIN)
     poll.register(woken, select.POLLIN)
     while True:
         for descriptor, _ in poll.poll():
@@ -195,7 +215,7 @@ def _serve(control: _Control) -> None:
 
 def _obey(control: _Control, child: int) -> None:
     if "terminate" in control.receive():
-        os.kill(child, signal.SIGTERM)
+        os.kill(child, _signal.SIGTERM)
 
 
 def _start(control: _Control, message: CommandRequest) -> int:
@@ -216,7 +236,7 @@ def _start(control: _Control, message: CommandRequest) -> int:
             file_actions=actions,
             setsid=True,
             # Exec hands on what is ignored or blocked: by Python, and by whoever started the supervisor (nohup, a background job).
-            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
+            setsigdef=_signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP},
             setsigmask=(),
         )
     except OSError as error:

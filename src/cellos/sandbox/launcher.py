@@ -8,7 +8,7 @@ it first removes the groups and ids of the cells that died with it.
 Nothing that a document says goes there: a cell is cloned, mapped and put into its groups, and gets everything else from the supervisor over
 its control socket. That is why one can be made ahead, while the supervisor still reads the document (or runs the cell before).
 
-A request and its answer are one packet each, on a SEQPACKET socket:
+A request and its answer are one packet each, marshalled, on a SEQPACKET socket:
     {"hello": true}    {"version": 0, 1 or 2, "parents": {…}, "controllers": […]}
     {"serial": n}      {"pid": n, "host_id": n or null} with the pidfd, the control socket, a descriptor of each of HELD_NAMESPACES and the
                        lock on the host id, if there is one | {"failed": step, "errno": n, "text": …}
@@ -157,7 +157,7 @@ class Launcher:
     def _ask(self, request: dict[str, object], most: int) -> tuple[dict[str, Any], list[int]]:
         """One request and its answer, with up to `most` descriptors."""
         import _socket
-        import json
+        import marshal
 
         from cellos.sandbox.descriptors import receive
 
@@ -166,7 +166,7 @@ class Launcher:
                 raise LauncherError("ask the launcher", 0, "it was closed")
             channel = _socket.socket(fileno=self._channel)
             try:
-                channel.send(json.dumps(request).encode())
+                channel.send(marshal.dumps(request))
                 data, passed = receive(channel, LARGEST_PACKET, most)
             except (BrokenPipeError, ConnectionResetError):
                 data = b""
@@ -176,18 +176,20 @@ class Launcher:
                 channel.detach()
         if not data:
             raise LauncherError("ask the launcher", 0, f"it has ended (pid {self.pid}); no cell can be made any more")
-        answer: dict[str, Any] = json.loads(data)
+        answer: dict[str, Any] = marshal.loads(data)  # noqa: S302  # from the launcher, which reads nothing of anybody else
         if "failed" in answer:
             raise LauncherError(answer["failed"], answer["errno"], answer["text"])
         return answer, passed
 
     def close(self) -> None:
         """End the process and reap it. Cells that live go on: their lifeline is the supervisor."""
+        import marshal
+
         with self._lock:
             if self._channel < 0:
                 return
             try:
-                os.write(self._channel, b'{"bye": true}')
+                os.write(self._channel, marshal.dumps({"bye": True}))
             except BrokenPipeError:
                 pass  # it was killed
             os.close(self._channel)

@@ -456,6 +456,7 @@ import errno, json, os, sys
 from cellos.backends.linux import LinuxBackend
 from cellos.core.documents import parse_execution_cell
 from cellos.errors import HostBackendError
+from cellos.sandbox.framing import framed
 from cellos.sandbox import seccomp, syscalls
 from cellos.sandbox.hostids import DIRECTORY
 from cellos.sandbox.launcher import Launcher
@@ -668,13 +669,13 @@ def test_the_cell_cannot_interrupt_its_init(backend: LinuxBackend) -> None:
 
 
 def test_a_stop_request_that_comes_with_the_command_is_obeyed(backend: LinuxBackend) -> None:
-    """Both lines in one piece, as a busy supervisor may send them."""
+    """Both messages in one piece, as a busy supervisor may send them."""
     for _ in range(5):
         cell = backend.create(spec(), key=KEY)
         send = cell._send
 
         def both(data: bytes, descriptors: list[int], *, send: Callable[[bytes, list[int]], None] = send) -> None:
-            send(data + b'{"terminate": true}\n', descriptors)
+            send(data + framed({"terminate": True}), descriptors)
 
         cell._send = both  # type: ignore[method-assign]
         result = cell.run(order("sleep", "1000", deadline_seconds=20), on_started=lambda: None)
