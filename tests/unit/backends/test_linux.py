@@ -22,6 +22,7 @@ from cellos.backends.linux import LinuxBackend, LinuxCell
 from cellos.core.documents import CellSpec, parse_execution_cell
 from cellos.errors import ArgvTooLarge, HostBackendError, Unenforceable
 from cellos.ports import Command, CommandResult, Isolation, Output
+from cellos.sandbox.framing import framed
 from cellos.sandbox.hostids import DIRECTORY as HOST_IDS
 from cellos.sandbox.launcher import Launcher
 
