@@ -74,11 +74,15 @@ class Appender:
             self._torn = True
 
     def _ends_torn(self) -> bool:
-        size = os.fstat(self._descriptor).st_size
+        """Whether somebody died in the middle of a line. Writers hold the lock shared: alone, we see none of them in the middle of one."""
+        self._lock(fcntl.LOCK_EX)
         try:
+            size = os.fstat(self._descriptor).st_size
             return size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
         except OSError:  # opened for writing only, because reading is not allowed
             return False
+        finally:
+            self._lock(fcntl.LOCK_UN)
 
     def _lock(self, how: int) -> None:
         if not self._regular:
