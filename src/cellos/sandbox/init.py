@@ -109,7 +109,7 @@ def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
 
     try:
         work = _build(attached_v1, now)
-        request: InitRequest = control.receive()  # type: ignore[assignment]  # the first line is the request
+        request: InitRequest = control.receive()  # type: ignore[assignment]  # the first message is the request
         _confine(request, control.take_descriptors(), now)
     except OSError as error:
         control.send({"failed": step[0], "errno": error.errno, "text": syscalls.error_text(error, step[0])})
@@ -188,7 +188,7 @@ def loopback_up() -> None:
 
 def _serve(control: _Control) -> None:
     """Wait for the command, start it, and live as long as it does."""
-    command: CommandRequest = control.receive()  # type: ignore[assignment]  # the first line is the command
+    command: CommandRequest = control.receive()  # type: ignore[assignment]  # the second message is the command
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     _signal.signal(_signal.SIGCHLD, lambda *_: None)
     _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)

@@ -1,4 +1,4 @@
-"""The shapes of what a backend says to a cell's init, as JSON. Types only: the launcher never imports this (typing costs 12 ms)."""
+"""The shapes of what a backend says to a cell's init. Types only: the launcher never imports this (typing costs 12 ms)."""
 
 from typing import TypedDict
 
