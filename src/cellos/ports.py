@@ -25,6 +25,30 @@ class Refusal(Struct, frozen=True, kw_only=True):
     why: str
 
 
+class Security(Struct, frozen=True, kw_only=True):
+    """What the kernel says of a process in the cell: the capability sets as 16 hex digits, and whether they are all that there is."""
+
+    cap_eff: str
+    cap_prm: str
+    cap_bnd: str
+    cap_amb: str
+    cap_inh: str
+    privileged: bool
+    """The effective set holds every capability that this kernel knows."""
+    no_new_privs: bool
+    seccomp_mode: int
+    """0 none, 1 strict, 2 filter (proc_pid_status(5))."""
+
+
+class Listener(Struct, frozen=True, kw_only=True):
+    """A listening stream socket of ours that programs in the cell reach by its path, and nobody else does."""
+
+    descriptor: int
+    """Belongs to whoever asked for it, who closes it."""
+    path: str
+    """As the cell sees it."""
+
+
 class Isolation(Struct, frozen=True, kw_only=True):
     """What holds a cell, as `started` reports it. Only what was really applied appears."""
 
@@ -34,6 +58,10 @@ class Isolation(Struct, frozen=True, kw_only=True):
     """Limit name to value in its unit: memoryBytes, pids, cpuMicrosPerSecond, workBytes, workInodes, tmpBytes, openFiles, fileBytes, …"""
     unbounded: tuple[str, ...] = ()
     """Resources that nothing limits on this host."""
+    security: Security | None = None
+    """Measured in the cell; None where it could not be."""
+    own_network: bool = False
+    """Measured: the cell's network namespace is not ours."""
 
 
 class Output(Struct, frozen=True, kw_only=True):
@@ -65,6 +93,8 @@ class Command(Struct, frozen=True, kw_only=True):
     deadline_seconds: float | None = None
     grace_seconds: float = 0.0
     interrupt: int | None = None
+    on_output: Callable[[str, bytes], None] | None = None
+    """Gets what the command writes, as it comes: `stdout` or `stderr`, and the bytes. Called from the thread that runs the command."""
 
 
 class CommandResult(Struct, frozen=True, kw_only=True):
@@ -105,6 +135,10 @@ class LiveCell(Protocol):
         `on_started` is called once, after the program was really executed; when it raises, the tree is killed and the error passes on.
         A program that cannot be executed is a result with `spawn_error`, not an exception.
         """
+        ...
+
+    def listen(self) -> Listener:
+        """Make a socket that the command can connect to. Once, before `run`. Raises HostBackendError."""
         ...
 
     def open_artifact(self, path: str) -> BinaryIO:
@@ -178,6 +212,15 @@ class Receipt(Struct, frozen=True, kw_only=True):
 class ArtifactStore(Protocol):
     """Where artifacts go."""
 
-    def put(self, cell_id: str, name: str, source: BinaryIO) -> Receipt:
+    kind: str
+    """`local`, `http` or `s3`."""
+    target: str | None
+    """The document's name for it, where it has one."""
+
+    def destination(self, cell_id: str, name: str) -> str | None:
+        """Where the artifact would be, as a receipt would say; without credentials. None where that cannot be said."""
+        ...
+
+    def put(self, cell_id: str, name: str, source: BinaryIO, *, content_type: str | None = None) -> Receipt:
         """Store one artifact whole or not at all. Raises ExportError."""
         ...
