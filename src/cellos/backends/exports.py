@@ -9,7 +9,6 @@ import stat
 from typing import BinaryIO
 
 from cellos.errors import ExportError
-from cellos.sandbox import syscalls
 
 _REASONS = {
     errno.ENOENT: "no such file in the work directory",
@@ -26,6 +25,8 @@ def open_regular(directory: str, path: str, *, relative_to: int | None = None) -
     `directory` is looked up from the descriptor `relative_to`, where given: one of a mount only names it, and openat2 wants one that was
     opened.
     """
+    from cellos.sandbox import syscalls
+
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=relative_to)
     try:
         descriptor = syscalls.open_beneath(opened, path)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from cellos.backends.linux_cell import TEARDOWN_SECONDS, LinuxCell, check_argv, explain, too_little_memory
 from cellos.errors import HostBackendError, Unenforceable
 from cellos.ports import Isolation, Refusal, Residue
-from cellos.sandbox import cgroups, seccomp, syscalls
+from cellos.sandbox import cgroups
 from cellos.sandbox.cures import OWN_GROUP
 from cellos.sandbox.launcher import Launcher, LauncherError
-from cellos.sandbox.rootfs import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
+from cellos.sandbox.sizes import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
 if TYPE_CHECKING:
     from cellos.core.documents import CellSpec, Limits
@@ -66,8 +66,6 @@ class LinuxBackend:
                 self._last_cap = int(file.read())
         except OSError as error:
             raise HostBackendError(f"cannot ask the kernel for its capabilities: {error.filename}: {error.strerror}") from error
-        _require_openat2()
-        self._program = seccomp.program().hex()
         self._reserved: dict[str, int] = {}
 
     def refusals(self, spec: CellSpec) -> Sequence[Refusal]:
@@ -179,9 +177,9 @@ class LinuxBackend:
                 del limits["swapBytes"]
                 unbounded = (*unbounded, "swap")
         mounts = [(m.source, m.target or m.source) for m in spec.authority.filesystem.mounts] if spec.authority.filesystem else []
-        trees = _open_trees(mounts) if os.geteuid() == 0 else []
+        trees = _open_trees(mounts) if mounts and os.geteuid() == 0 else []
         try:
-            cell.prepare({"last_cap": self._last_cap, "limits": self._rlimits(limits), "mounts": mounts, "program": self._program}, trees)
+            cell.prepare({"last_cap": self._last_cap, "limits": self._rlimits(limits), "mounts": mounts}, trees)
         finally:
             for tree in trees:
                 os.close(tree)
@@ -240,6 +238,8 @@ def _limit_group(group: cgroups.Group, limits: Mapping[str, int], quota: int | N
 
 def _open_trees(mounts: Sequence[tuple[str, str]]) -> list[int]:
     """Root opens the sources itself: inside, the cell's id may not even look them up."""
+    from cellos.sandbox import syscalls
+
     trees: list[int] = []
     attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
     for index, (source, _) in enumerate(mounts):
@@ -250,14 +250,3 @@ def _open_trees(mounts: Sequence[tuple[str, str]]) -> list[int]:
                 os.close(tree)
             raise HostBackendError(f"cannot mount {source} (authority.filesystem.mounts[{index}].source): {error.strerror}") from error
     return trees
-
-
-def _require_openat2() -> None:
-    """A cell whose artifacts nobody could fetch is better not run."""
-    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.close(syscalls.open_beneath(root, "."))
-    except OSError as error:
-        raise explain("openat2", error.errno or 0, error.strerror or str(error)) from error
-    finally:
-        os.close(root)

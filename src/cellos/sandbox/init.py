@@ -7,7 +7,7 @@ posix_spawn, so it inherits what init has put on itself: no capabilities, no_new
 
 It talks over one stream socket, `control`, whose only other end is the supervisor's. What it is told is trusted: marshalled values, each
 behind its length. What it tells is not, as a cell surrounds it: lines of JSON, written by hand.
-    supervisor -> init    {"last_cap", "limits", "mounts", "program"} with a descriptor of each mount, if the supervisor opened them
+    supervisor -> init    {"last_cap", "limits", "mounts"} with a descriptor of each mount, if the supervisor opened them
     init -> supervisor    {"ready": true} with the work directory's descriptor | {"failed": step, "errno": n}
     supervisor -> init    {"argv", "env", "cwd"} with the descriptors of standard output, error and, if relayed, input
     init -> supervisor    {"started": true} | {"not_started": errno, "step": …}
@@ -89,10 +89,10 @@ def _json(value: object) -> str:
     return str(int(value)) if isinstance(value, int) else "null"
 
 
-def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
+def run(control_descriptor: int, released: int, *, attached_v1: bool, program: bytes) -> None:
     """Be process 1. `released`: a pipe on which the launcher writes one byte once maps and groups are set. Never returns normally.
 
-    `attached_v1`: we were put into control groups of version 1 after the clone.
+    `attached_v1`: we were put into control groups of version 1 after the clone. `program`: the seccomp filter.
     """
     os.setsid()
     control_descriptor, released = _keep_only(control_descriptor, released)
@@ -110,7 +110,7 @@ def run(control_descriptor: int, released: int, *, attached_v1: bool) -> None:
     try:
         work = _build(attached_v1, now)
         request: InitRequest = control.receive()  # type: ignore[assignment]  # the first message is the request
-        _confine(request, control.take_descriptors(), now)
+        _confine(request, control.take_descriptors(), program, now)
     except OSError as error:
         control.send({"failed": step[0], "errno": error.errno, "text": syscalls.error_text(error, step[0])})
         os._exit(1)
@@ -151,7 +151,7 @@ def _build(attached_v1: bool, now: Step) -> int:
     return rootfs.build(now)
 
 
-def _confine(request: InitRequest, trees: list[int], now: Step) -> None:
+def _confine(request: InitRequest, trees: list[int], program: bytes, now: Step) -> None:
     """What this cell has of its own, and everything that takes power away, in the only order that works."""
     rootfs.finish([(source, target, trees[i] if trees else -1) for i, (source, target) in enumerate(request["mounts"])], now)
     now("open standard input")
@@ -175,7 +175,7 @@ def _confine(request: InitRequest, trees: list[int], now: Step) -> None:
     now("restrict with Landlock")
     landlock.restrict()
     now("install the seccomp filter")
-    seccomp.install(bytes.fromhex(request["program"]))
+    seccomp.install(program)
 
 
 def loopback_up() -> None:

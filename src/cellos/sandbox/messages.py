@@ -11,8 +11,6 @@ class InitRequest(TypedDict):
     """Resource limit (without RLIMIT_) to value, soft and hard."""
     mounts: list[tuple[str, str]]
     """(source, target) of read-only mounts."""
-    program: str
-    """The seccomp filter, in hexadecimal."""
 
 
 class CommandRequest(TypedDict):

@@ -9,15 +9,11 @@ import stat
 from collections.abc import Callable
 
 from cellos.sandbox import syscalls
+from cellos.sandbox.sizes import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 from cellos.sandbox.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 CELL_ID = 1000
 """User and group id inside every cell."""
-
-MIB = 1 << 20
-WORK_BYTES, WORK_INODES = 256 * MIB, 16384
-TMP_BYTES, TMP_INODES = 64 * MIB, 4096
-SHM_BYTES = 64 * MIB
 
 BUILDING_PLACE = "/sys"
 """Where the new root is mounted until it takes over: a directory that every host has and nobody mounts into a cell."""

@@ -11,7 +11,7 @@ import resource
 import select
 import time
 
-from cellos.sandbox import cgroups, init, rootfs, syscalls
+from cellos.sandbox import cgroups, init, rootfs, seccomp, syscalls
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.hostids import HostId, HostIds
 from cellos.sandbox.launcher import GROUP_PREFIX, HELD_NAMESPACES, LARGEST_PACKET, group_name
@@ -94,6 +94,10 @@ def _prepare(channel: int) -> _Failed | None:
         step = "map ids"
         if os.geteuid() == 0:
             os.setgroups([])  # inside the cell nobody can: setgroups is denied there
+        step = "openat2"
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.close(syscalls.open_beneath(root, "."))  # a cell whose artifacts nobody could fetch is better not made
+        os.close(root)
     except OSError as error:
         return _Failed(step, error)
     return None
@@ -126,6 +130,7 @@ class Workshop:
     def __init__(self, token: str, cgroup_parent: str, broken: _Failed | None) -> None:
         self._token = token
         self._broken = broken
+        self._program = seccomp.program()
         self._host_ids = HostIds() if os.geteuid() == 0 else None
         self._hierarchy = cgroups.discover(parent=cgroup_parent or None, ours=frozenset({os.getpid(), os.getppid()}))
         self._handed_over: dict[int, int | None] = {}
@@ -181,7 +186,7 @@ class Workshop:
             pid, pidfd = syscalls.clone3(flags, cgroup=cgroup)
             if pid == 0:
                 try:
-                    init.run(theirs.fileno(), reading, attached_v1=bool(attach))
+                    init.run(theirs.fileno(), reading, attached_v1=bool(attach), program=self._program)
                 finally:
                     os._exit(1)
             made.answer["pid"] = pid
