@@ -1,21 +1,30 @@
-"""Check a record of events against its chains and name what is wrong with it.
+"""Check a record of events against its chains and its signatures, and name what is wrong with it.
 
 A record is JSON lines, possibly of several runs, interleaved; each run is checked on its own. Lines are read once and in order, and a run
 takes the same small memory however long it is.
 
 What a chain shows: any change to an event that another one follows, and any event that was left out, moved, repeated or added. What it
 cannot show alone: a change to the last event and a tail that was cut off, since nothing follows them; and a record that was rewritten from
-its first line on. The first two show when the digest of the last event is known from elsewhere (`heads`), all of them by signatures.
+its first line on. The first two show when the digest of the last event is known from elsewhere (`heads`), all but the cut by signatures.
+
+Signatures are checked where there are keys to check them with (`ring`). Then a run is signed from its first event to its last, in one
+algorithm, or not at all; another key of the ring may take over, as when somebody else ends the run of a supervisor that died. Whether it
+has to be signed is for the caller to say: a record from which all signatures were taken away looks like one that never had any.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeGuard
 
-from cellos.core.events import DESTROYED, STARTED, Event, canonical_bytes, read_line
+import msgspec
+
+from cellos.core.documents.wording import quoted
+from cellos.core.events import DESTROYED, STARTED, Event, SignedEnvelope, canonical_bytes, read_line
 from cellos.core.evidence.chain import digest, genesis
+from cellos.core.evidence.keys import Keyring
+from cellos.core.evidence.sign import signature_fault
 from cellos.errors import EvidenceError
 
 MAX_LINE_BYTES = 1 << 20
@@ -23,6 +32,9 @@ MAX_LINE_BYTES = 1 << 20
 _RECENT = 64
 """How many runs are searched for the one that a stray event was taken from. It only serves a better text, so it must stay cheap."""
 _HEX = frozenset("0123456789abcdef")
+_MOST_SIGNERS = 16
+"""How many key ids of a run are told. Without keys anybody may have written any number of them."""
+NOT_SIGNED = "CELLOS_EVENT_REQUIRE_SIGNED=1 but payload is not a SignedEventEnvelopeV1"
 
 Kind = Literal[
     "malformed",  # not an event, or a link that no writer of ours makes
@@ -35,12 +47,23 @@ Kind = Literal[
     "forged start",  # event 0 was not made for this run and this spec
     "after the end",  # an event follows `destroyed`
     "wrong count",  # `destroyed` counts other than its place says
+    "unsigned",  # an event without a signature where there has to be one
+    "unknown key",  # nobody is known by this key id
+    "bad signature",  # the event is not what was signed, or not by this key
+    "key swap",  # a run that was signed with a known key goes on with an unknown one
+    "algorithm change",  # a run goes on in another algorithm
 ]
 State = Literal[
     "verified",  # complete, every link fits
     "unfinished",  # every link fits, but there is no `destroyed` (yet)
     "broken",
     "unchained",  # no event carries a link: nothing can be checked
+]
+SignatureState = Literal[
+    "none",  # no event is signed
+    "unchecked",  # there are signatures, but no keys were given
+    "verified",  # every event is signed, and every signature holds
+    "broken",
 ]
 
 
@@ -70,6 +93,9 @@ class RunReport:
     last: str | None
     start_checked: bool
     """Event 0 fits the run id and the spec hash. False also where the record has no spec hash to check it with."""
+    signature: SignatureState
+    signers: tuple[str, ...]
+    """Key ids in the order in which they come. Only where `signature` is verified do they say who it was."""
     fault: Fault | None
 
 
@@ -87,9 +113,14 @@ class Report:
         return bool(self.runs) and not self.faults and all(run.state == "verified" for run in self.runs)
 
 
-def verify(lines: Iterable[bytes], *, heads: Mapping[str, str] | None = None) -> Report:
-    """Check a record. `heads`: run id to the digest of its last event, where it is known from elsewhere."""
-    verifier = Verifier()
+def verify(
+    lines: Iterable[bytes], *, heads: Mapping[str, str] | None = None, ring: Keyring | None = None, require_signed: bool = False
+) -> Report:
+    """Check a record. `heads`: run id to the digest of its last event, where it is known from elsewhere.
+
+    `ring`: the keys that signatures are checked with. `require_signed`: every event, also one of no run, has to be signed.
+    """
+    verifier = Verifier(ring=ring, require_signed=require_signed)
     for line in lines:
         verifier.feed(line)
     return verifier.finish(heads=heads)
@@ -98,7 +129,10 @@ def verify(lines: Iterable[bytes], *, heads: Mapping[str, str] | None = None) ->
 class Verifier:
     """`verify`, a line at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ring: Keyring | None = None, require_signed: bool = False) -> None:
+        # Signatures that must be there can only be checked; without a key all of them are of unknown keys.
+        self._ring = Keyring() if ring is None and require_signed else ring
+        self._require_signed = require_signed
         self._line = 0
         self._runs: list[_Run] = []
         self._current: dict[tuple[str, str], list[_Run]] = {}
@@ -125,18 +159,16 @@ class Verifier:
         if not isinstance(cell_id, str) or not isinstance(run_id, str):
             if link is None:
                 self._loose += 1
+                self._check_loose(event, envelope)
             else:
                 self._bad_line("an event with a chain, but without the cellId and runId it belongs to")
             return None
-        read = _Read(
-            line=self._line,
-            event=event,
-            link=_parse_link(link, event),
-            digest=digest(body if ours and envelope is None else canonical_bytes(event)),
-        )
+        canonical = body if ours and envelope is None else canonical_bytes(event)
+        read = _Read(line=self._line, event=event, link=_parse_link(link, event), digest=digest(canonical))
         run = self._run_of(cell_id, run_id, read)
+        run.signatures.take(read.line, envelope, canonical, run.fail)
         if not ours:
-            run.fail("edited", self._line, "not in the form in which events are written, so it was rewritten since")
+            run.fail("edited", self._line, _why_not_ours(body, event, envelope))
         if link is None:
             run.note_unlinked(read)
         else:
@@ -157,7 +189,16 @@ class Verifier:
         )
 
     def _bad_line(self, text: str) -> None:
-        self._faults.append(Fault(kind="malformed", line=self._line, text=text))
+        self._fail("malformed", self._line, text)
+
+    def _fail(self, kind: Kind, line: int, text: str) -> None:
+        self._faults.append(Fault(kind=kind, line=line, text=text))
+
+    def _check_loose(self, event: Event, envelope: SignedEnvelope | None) -> None:
+        """An event of no run is signed or not, whatever others are."""
+        if envelope is not None or self._require_signed:
+            canonical = b"" if envelope is None else canonical_bytes(event)
+            _Signatures(self._ring, required=self._require_signed).take(self._line, envelope, canonical, self._fail)
 
     def _run_of(self, cell_id: str, run_id: str, read: _Read) -> _Run:
         key = (cell_id, run_id)
@@ -169,7 +210,7 @@ class Verifier:
         again = bool(runs) and read.link is not None and read.link.seq == 0 and runs[-1].is_other_start(read)
         if runs and not again:
             return runs[-1]
-        new = _Run(len(self._runs), cell_id, run_id)
+        new = _Run(len(self._runs), cell_id, run_id, _Signatures(self._ring, required=self._require_signed))
         if read.link is not None and read.link.seq > 0:
             for other in self._runs[-_RECENT:]:
                 if other.head == read.link.prev and not other.closed:
@@ -195,11 +236,68 @@ class _Read:
     digest: str
 
 
+class _Signatures:
+    """The signatures of one run. `ring` None: they are counted, not checked."""
+
+    def __init__(self, ring: Keyring | None, *, required: bool) -> None:
+        self._ring = ring
+        self._required = required
+        self._broken = False
+        self._algorithm: str | None = None
+        self._unsigned_line = 0
+        self.signers: tuple[str, ...] = ()
+
+    @property
+    def state(self) -> SignatureState:
+        if self._broken:
+            return "broken"
+        if self._algorithm is None:
+            return "none"
+        return "unchecked" if self._ring is None else "verified"
+
+    def take(self, line: int, envelope: SignedEnvelope | None, canonical: bytes, fail: Callable[[Kind, int, str], None]) -> None:
+        """The next event, with the envelope it came in."""
+        fault = self._fault(line, envelope, canonical)
+        if fault is not None:
+            self._broken = True
+            fail(fault.kind, fault.line, fault.text)
+        if envelope is None:
+            self._unsigned_line = self._unsigned_line or line
+            return
+        self._algorithm = self._algorithm or envelope.algorithm
+        if envelope.signer_kid not in self.signers and len(self.signers) < _MOST_SIGNERS:
+            self.signers = (*self.signers, envelope.signer_kid)
+
+    def _fault(self, line: int, envelope: SignedEnvelope | None, canonical: bytes) -> Fault | None:
+        if self._ring is None:
+            return None
+        if envelope is None:
+            if self._required:
+                return Fault(kind="unsigned", line=line, text=NOT_SIGNED)
+            if self._algorithm is not None:
+                return Fault(kind="unsigned", line=line, text="carries no signature, although the events of its run before it do")
+            return None
+        if self._unsigned_line and self._algorithm is None:
+            text = f"carries no signature, although an event of its run does, in line {line}"
+            return Fault(kind="unsigned", line=self._unsigned_line, text=text)
+        if self._algorithm not in (None, envelope.algorithm):
+            text = f"is signed in {quoted(envelope.algorithm)}, the events of its run before it in {quoted(str(self._algorithm))}"
+            return Fault(kind="algorithm change", line=line, text=text)
+        refused = signature_fault(envelope, canonical, self._ring)
+        if refused is None:
+            return None
+        if refused.kind == "unknown key" and self.signers and envelope.signer_kid not in self.signers:
+            text = f"{refused.text}; the events of its run before it are signed by {quoted(self.signers[-1])}"
+            return Fault(kind="key swap", line=line, text=text)
+        return Fault(kind=refused.kind, line=line, text=refused.text)
+
+
 class _Run:
     """The checks of one run, in a fixed amount of memory."""
 
-    def __init__(self, index: int, cell_id: str, run_id: str) -> None:
+    def __init__(self, index: int, cell_id: str, run_id: str, signatures: _Signatures) -> None:
         self.index, self.cell_id, self.run_id = index, cell_id, run_id
+        self.signatures = signatures
         self.spec_id: str | None = None
         self.spec_hash: str | None = None
         self._unlinked_line = 0
@@ -282,6 +380,8 @@ class _Run:
             first=self._first[2] if self._first else None,
             last=self.head,
             start_checked=self._start_checked,
+            signature=self.signatures.state,
+            signers=self.signatures.signers,
             fault=fault,
         )
 
@@ -366,6 +466,18 @@ def _parse_link(link: object, event: Event) -> _Link | None:
     if ("count" in link and type(count) is not int) or ("count" in link and event.type != DESTROYED):
         return None
     return _Link(seq, prev, nonce, count)
+
+
+class _Wrapper(msgspec.Struct):
+    """What an envelope that is a CloudEvent says of the event in it."""
+
+    id: str
+
+
+def _why_not_ours(body: bytes, event: Event, envelope: SignedEnvelope | None) -> str:
+    if envelope is not None and (outer := msgspec.json.decode(body, type=_Wrapper).id) != event.id:
+        return f"its envelope has the id {quoted(outer)}, the event in it the id {quoted(event.id)}"
+    return "not in the form in which events are written, so it was rewritten since"
 
 
 def _is_digest(value: object) -> TypeGuard[str]:
