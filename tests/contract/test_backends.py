@@ -51,6 +51,9 @@ class TestFake(BackendConformance):
     def leaves_a_child(self) -> list[str]:
         return ["exits", "0"]
 
+    def asks(self, path: str) -> list[str]:
+        return ["asks", path]
+
     def makes_file(self, path: str, text: str) -> list[str]:
         return ["file", path, text]
 

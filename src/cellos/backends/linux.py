@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cellos.backends.linux_cell import TEARDOWN_SECONDS, LinuxCell, check_argv, explain, too_little_memory
+from cellos.backends.security import last_capability, read_status
 from cellos.errors import HostBackendError, Unenforceable
 from cellos.ports import Isolation, Refusal, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox.cures import OWN_GROUP
 from cellos.sandbox.launcher import Launcher, LauncherError
-from cellos.sandbox.sizes import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
+from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
 if TYPE_CHECKING:
     from cellos.core.documents import CellSpec, Limits
@@ -61,11 +62,7 @@ class LinuxBackend:
             self._hierarchy = launcher.hierarchy()
         except LauncherError as error:
             raise explain(error.step, error.errno, error.text) from error
-        try:
-            with open("/proc/sys/kernel/cap_last_cap") as file:
-                self._last_cap = int(file.read())
-        except OSError as error:
-            raise HostBackendError(f"cannot ask the kernel for its capabilities: {error.filename}: {error.strerror}") from error
+        self._last_cap = last_capability()
         self._reserved: dict[str, int] = {}
 
     def refusals(self, spec: CellSpec) -> Sequence[Refusal]:
@@ -183,7 +180,14 @@ class LinuxBackend:
         finally:
             for tree in trees:
                 os.close(tree)
-        return Isolation(backend=self.kind, enforced=ENFORCED, limits=limits, unbounded=unbounded)
+        return Isolation(
+            backend=self.kind,
+            enforced=ENFORCED,
+            limits=limits,
+            unbounded=unbounded,
+            security=read_status(cell.status, last_capability=self._last_cap),
+            own_network=cell.has_own_network(),
+        )
 
     def _rlimits(self, limits: Mapping[str, int]) -> dict[str, int]:
         rlimits = {

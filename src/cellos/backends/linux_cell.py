@@ -1,28 +1,31 @@
 """One live cell of the Linux backend, from its clone to the look for what stayed.
 
-It owns the descriptors of the cell: the pidfd of its init, the control socket that is also its lifeline, the mount of its work directory.
+It owns the descriptors of the cell: the pidfd of its init, the control socket that is also its lifeline, the mount of its work directory,
+and the socket bound inside, until somebody asks to listen on it.
 """
 
 from __future__ import annotations
 
 import _socket
-import json
 import os
 import select
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import msgspec
+
 from cellos.backends.exports import open_regular
 from cellos.backends.relay import Relay
 from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPrimitive
-from cellos.ports import Command, CommandResult, Isolation, Residue
+from cellos.ports import Command, CommandResult, Isolation, Listener, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.framing import framed
 from cellos.sandbox.launcher import Cloned
+from cellos.sandbox.layout import SOCKET_PATH
 
 if TYPE_CHECKING:
     from cellos.sandbox.messages import InitRequest
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 TEARDOWN_SECONDS = 5.0
 _START_REPORT_MILLISECONDS = 100
+_BACKLOG = 64
+"""Programs in the cell that may wait to be accepted."""
 LARGEST_ARGUMENT = 131071
 """Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
 
@@ -44,6 +49,9 @@ class LinuxCell:
         self.control_socket: _socket.socket | None = _socket.socket(fileno=cloned.control)
         self.ids = (cloned.host_id.number, cloned.host_id.number) if cloned.host_id else (os.geteuid(), os.getegid())
         self.work: int | None = None
+        self.status = ""
+        """What init read of itself in /proc, once it was confined."""
+        self._bound: int | None = None
         self._identities: remains.Identities = {}
         self._messages: list[dict[str, Any]] = []
         self._buffer = b""
@@ -70,10 +78,9 @@ class LinuxCell:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it has ended, and its last words are there to be read
             while message is None:
-                data, descriptors = receive(self.control_socket, 4096, 1)
+                data, descriptors = receive(self.control_socket, 4096, 2)
                 if descriptors:
-                    self.work = descriptors[0]
-                    self._remember("work directory", self.work)
+                    self._take(descriptors)
                 if not data:
                     raise self._ended_early()
                 self._buffer += data
@@ -84,8 +91,16 @@ class LinuxCell:
             raise self._ended_early() from None
         if "failed" in message:
             raise explain(message["failed"], message["errno"], message["text"])
-        if self.work is None:
+        if self._bound is None:  # the last of them
             raise HostBackendError("cannot take the cell's work directory: this process has too many open files")
+        self.status = message["status"]
+
+    def _take(self, descriptors: list[int]) -> None:
+        """The work directory, and the bound socket, if this process has room for it."""
+        self.work, *rest = descriptors
+        self._remember("work directory", self.work)
+        for self._bound in rest:
+            self._remember("socket of the cell", self._bound)
 
     def _send(self, data: bytes, descriptors: list[int]) -> None:
         """A message with descriptors, in as many pieces as it takes. Raises OSError."""
@@ -103,7 +118,7 @@ class LinuxCell:
         if b"\n" not in self._buffer:
             return None
         line, self._buffer = self._buffer.split(b"\n", 1)
-        message: dict[str, Any] = json.loads(line)
+        message: dict[str, Any] = msgspec.json.decode(line)
         return message
 
     def _remember(self, name: str, descriptor: int) -> None:
@@ -225,6 +240,25 @@ class LinuxCell:
             oom_killed=out_of_memory,
         )
 
+    def listen(self) -> Listener:
+        if self._bound is None:
+            raise HostBackendError("the cell has no socket to listen on: it was asked for before, or the cell is gone")
+        socket = _socket.socket(fileno=self._bound)
+        try:
+            socket.listen(_BACKLOG)
+        except OSError as error:
+            raise HostBackendError(f"cannot listen inside the cell: {error.strerror}") from error
+        finally:
+            socket.detach()
+        descriptor, self._bound = self._bound, None
+        return Listener(descriptor=descriptor, path=SOCKET_PATH)
+
+    def has_own_network(self) -> bool:
+        """Whether the kernel says that the cell's network namespace is not ours."""
+        assert self.cloned is not None
+        theirs, ours = os.fstat(self.cloned.namespaces["net"]), os.stat("/proc/self/ns/net")
+        return (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)
+
     def open_artifact(self, path: str) -> BinaryIO:
         relative = path.removeprefix("/work/") if path.startswith("/work/") else path
         if self.work is None:
@@ -241,6 +275,9 @@ class LinuxCell:
             left.append(Residue(kind="process", detail=f"pid {self.cloned.pid} did not end within 5 s of SIGKILL"))
         self._close_control()
         os.close(self.pidfd)
+        if self._bound is not None:
+            os.close(self._bound)
+            self._bound = None
         left += self._look()
         for descriptor in [*self.cloned.namespaces.values(), *([] if self.work is None else [self.work])]:
             os.close(descriptor)

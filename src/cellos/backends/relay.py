@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import functools
 import math
 import os
 import select
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from cellos.errors import HostBackendError, os_error_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cellos.ports import Command, Ended, Output
 
 _CHUNK = 1 << 16
@@ -49,9 +52,10 @@ class _Escaper:
 
 
 class _Outflow:
-    """One output stream: command -> descriptor and/or memory."""
+    """One output stream: command -> descriptor, memory and/or `listener`."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: Output, listener: Callable[[bytes], None] | None) -> None:
+        self.listener = listener
         self.source, self.child_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.source, False)
         self.target = output.descriptor
@@ -104,6 +108,8 @@ class _Outflow:
         self.truncated |= self.capture_bytes > 0 and len(data) > room
         if not data:
             self.close_source()
+        elif self.listener is not None:
+            self.listener(data)
         if self.target is not None:
             self.pending = self.escape(data, final=not data) if self.escape else data
 
@@ -116,9 +122,9 @@ class _Outflow:
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise HostBackendError(f"cannot pass the command's output on: {os_error_text(error)}") from error
-            # The reader is gone. As in any pipeline the command learns it by SIGPIPE, unless we still capture.
+            # The reader is gone. As in any pipeline the command learns it by SIGPIPE, unless somebody else still wants its output.
             self.target, self.pending = None, b""
-            if not self.capture_bytes:
+            if not self.capture_bytes and self.listener is None:
                 self.close_source()
             return
         self.pending = self.pending[written:]
@@ -213,8 +219,9 @@ class Relay:
         self._inflow: _Inflow | None = None
         self._holds_child_ends = True
         try:
-            for output in (command.stdout, command.stderr):
-                self._outflows.append(_Outflow(output))
+            for name, output in (("stdout", command.stdout), ("stderr", command.stderr)):
+                listener = functools.partial(command.on_output, name) if command.on_output is not None else None
+                self._outflows.append(_Outflow(output, listener))
             if command.stdin is not None:
                 self._inflow = _Inflow(command.stdin)
         except OSError as error:
@@ -256,7 +263,7 @@ class Relay:
 
         `started`: the time.monotonic() from which the deadline counts. `drain_seconds`: how long after the end output may still be on
         its way; None means as long as the deadline allows, and at least 5 s, for a slow reader.
-        Raises HostBackendError where a stream fails.
+        Raises HostBackendError where a stream fails, and what `on_output` raises.
         """
         command = self._command
         ended: Ended = "exited"

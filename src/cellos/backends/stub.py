@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from cellos.backends.exports import open_regular
 from cellos.backends.relay import Relay
+from cellos.backends.security import last_capability, read_status
 from cellos.errors import HostBackendError, os_error_text
-from cellos.ports import Command, CommandResult, Isolation, Refusal, Residue
+from cellos.ports import Command, CommandResult, Isolation, Listener, Refusal, Residue, Security
 
 if TYPE_CHECKING:
     from cellos.core.documents import CellSpec
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 _DRAIN_SECONDS = 1.0
 """How long output may still come from a process that escaped."""
 _END_SECONDS = 1.0
-_DIRECTORY = "directory"
+_BACKLOG = 64
+_DIRECTORY, _SOCKET_DIRECTORY = "directory", "socketDirectory"
 
 
 class StubBackend:
@@ -37,28 +39,29 @@ class StubBackend:
         return ()
 
     def footprint(self, key: str) -> dict[str, object]:
-        return {_DIRECTORY: os.path.join(tempfile.gettempdir(), f"cellos-stub-{key}")}
+        directory = os.path.join(tempfile.gettempdir(), f"cellos-stub-{key}")
+        return {_DIRECTORY: directory, _SOCKET_DIRECTORY: f"{directory}.socket"}
 
     def create(self, spec: CellSpec, *, key: str) -> StubCell:
-        directory = str(self.footprint(key)[_DIRECTORY])
-        try:
-            os.mkdir(directory, 0o700)
-        except OSError as error:
-            raise HostBackendError(f"cannot make {directory}: {error.strerror}") from error
-        return StubCell(directory)
+        footprint = self.footprint(key)
+        directory = str(footprint[_DIRECTORY])
+        security = _own_security()
+        _make(directory)
+        return StubCell(directory, str(footprint[_SOCKET_DIRECTORY]), security)
 
     def sweep(self, footprint: Mapping[str, object]) -> tuple[Residue, ...]:
-        return _remove(str(footprint[_DIRECTORY]))
+        return _remove(str(footprint[_DIRECTORY])) + _remove(str(footprint[_SOCKET_DIRECTORY]))
 
 
 class StubCell:
-    """A directory and a command."""
+    """A directory and a command, which is held by what holds this process."""
 
-    isolation = Isolation(backend="stub", unbounded=("memory", "cpu", "pids", "files"))
     control = None
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, socket_directory: str, security: Security | None) -> None:
+        self.isolation = Isolation(backend="stub", unbounded=("memory", "cpu", "pids", "files"), security=security)
         self.directory = directory
+        self._socket_directory = socket_directory
         self._child = -1
         self._pidfd = -1
 
@@ -130,6 +133,21 @@ class StubCell:
         self._child = process.pid
         process.returncode = 0  # we wait for it ourselves
 
+    def listen(self) -> Listener:
+        """In a directory that only this user may enter: on the host, as there is no inside."""
+        import _socket
+
+        _make(self._socket_directory)
+        path = f"{self._socket_directory}/secrets.sock"
+        socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            socket.bind(path)
+            socket.listen(_BACKLOG)
+        except OSError as error:  # the kernel takes 107 bytes of path
+            socket.close()
+            raise HostBackendError(f"cannot listen at {path}: {error.strerror or error}") from error
+        return Listener(descriptor=socket.detach(), path=path)
+
     def open_artifact(self, path: str) -> BinaryIO:
         relative = os.path.relpath(path, self.directory) if os.path.isabs(path) else path
         return open_regular(self.directory, relative)
@@ -138,7 +156,20 @@ class StubCell:
         deadline = time.monotonic() + _END_SECONDS
         while (left := list(_session(self._child))) and time.monotonic() < deadline:
             time.sleep(0.001)  # killed, and not gone yet
-        return tuple(Residue(kind="process", detail=f"pid {pid} of the command's session") for pid in left) + _remove(self.directory)
+        processes = tuple(Residue(kind="process", detail=f"pid {pid} of the command's session") for pid in left)
+        return processes + _remove(self.directory) + _remove(self._socket_directory)
+
+
+def _own_security() -> Security | None:
+    with open("/proc/thread-self/status", errors="replace") as file:
+        return read_status(file.read(), last_capability=last_capability())
+
+
+def _make(directory: str) -> None:
+    try:
+        os.mkdir(directory, 0o700)
+    except OSError as error:
+        raise HostBackendError(f"cannot make {directory}: {error.strerror}") from error
 
 
 def _remove(directory: str) -> tuple[Residue, ...]:
@@ -152,10 +183,10 @@ def _remove(directory: str) -> tuple[Residue, ...]:
 
 
 def _signal_all(pid: int, number: int) -> None:
-    """Everything that descends from `pid`, and its session."""
-    for descendant in {*_descendants(pid), *_session(pid), pid}:
+    """`pid`, everything that descends from it, and its session. Itself first: a shell whose child was killed would end by itself."""
+    for member in (pid, *({*_descendants(pid), *_session(pid)} - {pid})):
         try:
-            os.kill(descendant, number)
+            os.kill(member, number)
         except (ProcessLookupError, PermissionError):
             continue
 

@@ -8,7 +8,8 @@ posix_spawn, so it inherits what init has put on itself: no capabilities, no_new
 It talks over one stream socket, `control`, whose only other end is the supervisor's. What it is told is trusted: marshalled values, each
 behind its length. What it tells is not, as a cell surrounds it: lines of JSON, written by hand.
     supervisor -> init    {"last_cap", "limits", "mounts"} with a descriptor of each mount, if the supervisor opened them
-    init -> supervisor    {"ready": true} with the work directory's descriptor | {"failed": step, "errno": n}
+    init -> supervisor    {"ready": true, "status": …} with the descriptors of the work directory and of the socket at SOCKET_PATH
+                          | {"failed": step, "errno": n}
     supervisor -> init    {"argv", "env", "cwd"} with the descriptors of standard output, error and, if relayed, input
     init -> supervisor    {"started": true} | {"not_started": errno, "step": …}
     supervisor -> init    {"terminate": true}: SIGTERM to the command
@@ -31,6 +32,7 @@ import struct
 from cellos.sandbox import landlock, rootfs, seccomp, syscalls
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.framing import LENGTH
+from cellos.sandbox.layout import SOCKET_PATH
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ else:
 
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 _HIGHEST_FD_OF_OURS = 100
+_PAGE = 4096
+_STATUS_LINES = ("Cap", "NoNewPrivs:", "Seccomp:")
 _MOST_DESCRIPTORS = 253
 """What the kernel passes at once (SCM_MAX_FD)."""
 
@@ -108,14 +112,17 @@ def run(control_descriptor: int, released: int, *, attached_v1: bool, program: b
         step[0] = text
 
     try:
-        work = _build(attached_v1, now)
+        work, listener = _build(attached_v1, now)
         request: InitRequest = control.receive()  # type: ignore[assignment]  # the first message is the request
         _confine(request, control.take_descriptors(), program, now)
+        now("read what holds the cell")
+        status = _status()
     except OSError as error:
         control.send({"failed": step[0], "errno": error.errno, "text": syscalls.error_text(error, step[0])})
         os._exit(1)
-    control.send({"ready": True}, (work,))
+    control.send({"ready": True, "status": status}, (work, listener))
     os.close(work)
+    os.close(listener)
     try:
         _serve(control)
     except Exception as error:
@@ -134,8 +141,8 @@ def _keep_only(*descriptors: int) -> list[int]:
     return kept
 
 
-def _build(attached_v1: bool, now: Step) -> int:
-    """What all cells have in common. Returns the descriptor of the work directory's mount."""
+def _build(attached_v1: bool, now: Step) -> tuple[int, int]:
+    """What all cells have in common. Returns the descriptors of the work directory's mount and of the socket at SOCKET_PATH."""
     now("take the cell's ids")
     # Id 0 is not mapped: making a file on a new tmpfs as id 0 would be EOVERFLOW. Capabilities survive, as no id here is 0 inside.
     os.setresgid(rootfs.CELL_ID, rootfs.CELL_ID, rootfs.CELL_ID)
@@ -148,7 +155,18 @@ def _build(attached_v1: bool, now: Step) -> int:
     loopback_up()
     now("set the host name")
     syscalls.sethostname("cell")
-    return rootfs.build(now)
+    return rootfs.build(now), _bind(now)
+
+
+def _bind(now: Step) -> int:
+    """A socket that is bound and does not listen: only its owner can make it do so, and until then nobody can connect to it.
+
+    Bound while the root, which becomes read-only, can be written to. The current directory is that root.
+    """
+    now("make the cell's socket")
+    bound = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    bound.bind(SOCKET_PATH[1:])
+    return bound.detach()
 
 
 def _confine(request: InitRequest, trees: list[int], program: bytes, now: Step) -> None:
@@ -176,6 +194,16 @@ def _confine(request: InitRequest, trees: list[int], program: bytes, now: Step) 
     landlock.restrict()
     now("install the seccomp filter")
     seccomp.install(program)
+
+
+def _status() -> str:
+    """What the kernel says of this process, and so of the command, which inherits it."""
+    descriptor = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(descriptor, _PAGE).decode("ascii", "replace")
+    finally:
+        os.close(descriptor)
+    return "\n".join(line for line in text.split("\n") if line.startswith(_STATUS_LINES))
 
 
 def loopback_up() -> None:

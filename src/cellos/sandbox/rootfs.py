@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 
 from cellos.sandbox import syscalls
-from cellos.sandbox.sizes import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
+from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 from cellos.sandbox.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 CELL_ID = 1000
@@ -23,7 +23,7 @@ _SCRATCH = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 
 DIRECTORIES = (
     "usr", "etc", "dev", "dev/shm", "proc", "sys", "sys/devices", "sys/devices/system", "sys/devices/system/cpu", "work", "tmp", "var",
-    "var/tmp", "run", "home", "root", "mnt", "opt", ".empty",
+    "var/tmp", "run", "run/cellos", "home", "root", "mnt", "opt", ".empty",
 )  # fmt: skip
 MERGED_USR = ("bin", "sbin", "lib", "lib64", "lib32", "libx32")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")

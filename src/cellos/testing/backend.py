@@ -9,6 +9,7 @@ A command's argv[0] names one of these programs:
     copies                  standard input to standard output
     sleeps                  until the deadline or a stop request
     stubborn                the same, and ignores SIGTERM
+    asks PATH               what a socket sends, to standard output
     file PATH TEXT          makes a regular file
     link PATH, fifo PATH    makes something that is not one
     vanishes                the cell's init is gone
@@ -22,16 +23,23 @@ import errno
 import io
 import os
 import select
+import shutil
+import socket
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO, Literal
 
 from cellos.core.documents import CellSpec
 from cellos.errors import ExportError, HostBackendError
-from cellos.ports import Command, CommandResult, Isolation, Output, Refusal, Residue
+from cellos.ports import Command, CommandResult, Isolation, Listener, Output, Refusal, Residue, Security
 
-Step = Literal["create", "run", "started", "open_artifact", "destroy", "sweep"]
+Step = Literal["create", "listen", "run", "started", "open_artifact", "destroy", "sweep"]
 WORK = "/work"
+NONE = "0" * 16
+UNPRIVILEGED = Security(
+    cap_eff=NONE, cap_prm=NONE, cap_bnd=NONE, cap_amb=NONE, cap_inh=NONE, privileged=False, no_new_privs=True, seccomp_mode=2
+)
 
 
 class FakeBackend:
@@ -51,7 +59,12 @@ class FakeBackend:
         self.refuses = tuple(refuses)
         self.residue = tuple(residue)
         self.isolation = isolation or Isolation(
-            backend=self.kind, enforced=("memory",), limits={"memoryBytes": 1 << 29}, unbounded=("cpu",)
+            backend=self.kind,
+            enforced=("memory",),
+            limits={"memoryBytes": 1 << 29},
+            unbounded=("cpu",),
+            security=UNPRIVILEGED,
+            own_network=True,
         )
         self.calls: list[str] = []
         self.commands: list[Command] = []
@@ -97,6 +110,7 @@ class FakeCell:
         self.files: dict[str, bytes | None] = {}
         self._backend = backend
         self._key = key
+        self._socket_directory: str | None = None
         self._run = False
         self._destroyed = False
 
@@ -113,6 +127,17 @@ class FakeCell:
         self._backend.step("started")
         on_started()
         return program(self, command)
+
+    def listen(self) -> Listener:
+        self._backend.step("listen")
+        if self._socket_directory is not None or self._destroyed:
+            raise HostBackendError("a cell's socket is asked for once, before its end")
+        self._socket_directory = tempfile.mkdtemp(prefix="cellos-fake-")
+        listening = socket.socket(socket.AF_UNIX)
+        path = f"{self._socket_directory}/secrets.sock"
+        listening.bind(path)
+        listening.listen()
+        return Listener(descriptor=listening.detach(), path=path)
 
     def open_artifact(self, path: str) -> BinaryIO:
         self._backend.step("open_artifact")
@@ -133,6 +158,8 @@ class FakeCell:
         if self._destroyed:
             raise HostBackendError("a cell is destroyed once")
         self._destroyed = True
+        if self._socket_directory is not None:
+            shutil.rmtree(self._socket_directory)
         self._backend.forget(self._key)
         self._backend.step("destroy")
         return self._backend.residue
@@ -169,6 +196,18 @@ def _copies(cell: FakeCell, command: Command) -> CommandResult:
     return _ended(command, stdout=received)
 
 
+def _asks(cell: FakeCell, command: Command) -> CommandResult:
+    received = b""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(command.argv[1])
+        except OSError:
+            return CommandResult(ended="exited", exit_code=1)
+        while chunk := connection.recv(1 << 16):
+            received += chunk
+    return _ended(command, stdout=received)
+
+
 def _sleeps(cell: FakeCell, command: Command) -> CommandResult:
     """Time does not pass: the deadline is there at once, unless somebody already asked to stop."""
     patience = 0.0 if command.deadline_seconds is not None else None
@@ -196,6 +235,7 @@ PROGRAMS: dict[str, Program] = {
     "writes": _writes,
     "environment": _environment,
     "copies": _copies,
+    "asks": _asks,
     "sleeps": _sleeps,
     "stubborn": _sleeps,
     "file": _file,
@@ -209,6 +249,9 @@ def _signal_of(command: Command) -> int:
 
 
 def _ended(command: Command, *, stdout: bytes = b"", stderr: bytes = b"") -> CommandResult:
+    for name, data in (("stdout", stdout), ("stderr", stderr)):
+        if data and command.on_output is not None:
+            command.on_output(name, data)
     captured = [_deliver(command.stdout, stdout), _deliver(command.stderr, stderr)]
     truncated = any(
         output.capture_bytes and len(data) > output.capture_bytes for output, data in ((command.stdout, stdout), (command.stderr, stderr))

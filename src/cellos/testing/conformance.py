@@ -10,6 +10,7 @@ The programs that the tests run are methods, so that a backend which has no shel
 import errno
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from cellos.core.documents import CellSpec, parse_execution_cell
-from cellos.errors import ExportError
+from cellos.errors import ExportError, HostBackendError
 from cellos.ports import CellBackend, Command, CommandResult, LiveCell, Output
 
 CAPTURE = Output(capture_bytes=1 << 21)
@@ -59,6 +60,13 @@ class BackendConformance:
 
     def leaves_a_child(self) -> list[str]:
         return ["sh", "-c", "sleep 1000 & exit 0"]
+
+    def asks(self, path: str) -> list[str]:
+        program = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); sys.stdout.write(s.makefile().read())"
+        return ["python3", "-c", program, path]
+
+    def reads_status(self) -> list[str]:
+        return ["cat", "/proc/self/status"]
 
     def makes_file(self, path: str, text: str) -> list[str]:
         return ["sh", "-c", 'printf %s "$2" > "$1"', "sh", path, text]
@@ -197,6 +205,79 @@ class BackendConformance:
             os.close(reading)
             os.close(writing)
 
+    def test_output_is_heard_of_and_relayed_all_the_same(self, backend: CellBackend, tmp_path: Any) -> None:
+        heard = {"stdout": b"", "stderr": b""}
+        with (tmp_path / "out").open("wb+") as file:
+            result = self.run(
+                backend,
+                self.writes("0123456789\x1b", "error"),
+                stdout=Output(descriptor=file.fileno(), capture_bytes=4, escape=True),
+                on_output=lambda stream, data: heard.update({stream: heard[stream] + data}),
+            )
+            passed_on = os.pread(file.fileno(), 100, 0)
+        assert heard == {"stdout": b"0123456789\x1b", "stderr": b"error"}, "as it was written"
+        assert (passed_on[:10], result.stdout, result.stderr, result.truncated) == (b"0123456789", b"0123", b"error", True)
+
+    def test_output_that_nobody_else_wants_is_heard_of(self, backend: CellBackend) -> None:
+        heard: list[tuple[str, bytes]] = []
+        text = "".join(f"{number:07}\n" for number in range(15_000))
+        nowhere = Output()
+        result = self.run(
+            backend, self.writes(text), stdout=nowhere, stderr=nowhere, on_output=lambda stream, data: heard.append((stream, data))
+        )
+        assert {stream for stream, _ in heard} == {"stdout"}, "nothing is told of a stream that stayed empty"
+        assert b"".join(data for _, data in heard) == text.encode()
+        assert (result.stdout, result.truncated) == (b"", False)
+
+    def test_a_failure_to_note_output_kills(self, backend: CellBackend) -> None:
+        with self.cell(backend) as cell, pytest.raises(ZeroDivisionError):
+            cell.run(command(self.writes("x"), on_output=lambda stream, data: divide(1, 0)), on_started=nothing)
+
+    # -- the socket
+
+    def test_a_command_reaches_the_socket(self, backend: CellBackend) -> None:
+        with self.cell(backend) as cell:
+            listener = cell.listen()
+            with socket.socket(fileno=listener.descriptor) as listening:
+                server = threading.Thread(target=answer, args=(listening, b"hello"))
+                server.start()
+                result = cell.run(command(self.asks(listener.path)), on_started=nothing)
+                server.join()
+            assert (result.exit_code, result.stdout) == (0, b"hello"), result
+
+    def test_the_socket_is_asked_for_once(self, backend: CellBackend) -> None:
+        with self.cell(backend) as cell:
+            os.close(cell.listen().descriptor)
+            with pytest.raises(HostBackendError):
+                cell.listen()
+
+    def test_without_a_listener_nobody_answers(self, backend: CellBackend) -> None:
+        with self.cell(backend) as cell:
+            listener = cell.listen()
+            os.close(listener.descriptor)
+            assert cell.run(command(self.asks(listener.path)), on_started=nothing).exit_code == 1
+
+    def test_each_cell_has_a_socket_of_its_own(self, backend: CellBackend) -> None:
+        with self.cell(backend) as one, self.cell(backend) as other:
+            listeners = [one.listen(), other.listen()]
+            with socket.socket(fileno=listeners[0].descriptor) as first, socket.socket(fileno=listeners[1].descriptor) as second:
+                first.settimeout(LATE)
+                second.settimeout(0)
+                server = threading.Thread(target=answer, args=(first, b"mine"))
+                server.start()
+                assert one.run(command(self.asks(listeners[0].path)), on_started=nothing).stdout == b"mine"
+                server.join()
+                with pytest.raises(BlockingIOError):
+                    second.accept()
+
+    def test_nothing_stays_of_a_socket_that_nobody_used(self, backend: CellBackend) -> None:
+        before = os.listdir("/proc/self/fd")
+        with self.cell(backend) as cell:
+            listener = cell.listen()
+            os.close(listener.descriptor)
+        assert not os.path.exists(listener.path)
+        assert os.listdir("/proc/self/fd") == before
+
     # -- artifacts
 
     def test_a_file_of_the_work_directory(self, backend: CellBackend) -> None:
@@ -246,6 +327,25 @@ class BackendConformance:
         with self.cell(backend) as cell:
             assert cell.isolation.backend == backend.kind
             assert not set(cell.isolation.limits) & set(cell.isolation.unbounded)
+
+    def test_what_holds_the_command_was_measured(self, backend: CellBackend) -> None:
+        """What is told of the cell is what the command reads of itself, where it can."""
+        with self.cell(backend) as cell:
+            security = cell.isolation.security
+            assert security is not None
+            result = cell.run(command(self.reads_status()), on_started=nothing)
+        said = {name: value.strip() for name, _, value in (line.partition(":") for line in result.stdout.decode().splitlines())}
+        for name, value in {
+            "CapEff": security.cap_eff,
+            "CapPrm": security.cap_prm,
+            "CapBnd": security.cap_bnd,
+            "CapAmb": security.cap_amb,
+            "CapInh": security.cap_inh,
+            "NoNewPrivs": str(int(security.no_new_privs)),
+            "Seccomp": str(security.seccomp_mode),
+        }.items():
+            assert said.get(name, value) == value, name
+        assert said or result.exit_code is None, "it has no such program, or it prints something"
 
     def test_no_descriptor_stays(self, backend: CellBackend) -> None:
         self.run(backend, self.exits(0))
@@ -307,6 +407,14 @@ def command(argv: list[str], **members: Any) -> Command:
 
 def nothing() -> None:
     """For whoever need not know that the command was started."""
+
+
+def answer(listening: socket.socket, text: bytes) -> None:
+    """Serve one connection."""
+    listening.settimeout(LATE)
+    connection, _ = listening.accept()
+    with connection:
+        connection.sendall(text)
 
 
 def divide(number: int, by: int) -> None:

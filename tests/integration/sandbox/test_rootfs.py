@@ -18,7 +18,8 @@ Said = Callable[[str], str]
 def test_it_holds_only_what_it_should(said: Said) -> None:
     names = {name.split("/")[0] for name in rootfs.DIRECTORIES} | {name for name in rootfs.MERGED_USR if os.path.islink(f"/{name}")}
     assert set(said("ls -A /").split()) == names
-    assert said("ls -A /home /root /mnt /opt /run /var /.empty | grep -v ':$'").split() == ["tmp"]
+    assert said("ls -A /home /root /mnt /opt /run /var /.empty | grep -v ':$'").split() == ["cellos", "tmp"]
+    assert said("ls -AF /run/cellos").split() == ["secrets.sock="]
     assert said("ls -A /work /tmp /dev/shm | grep -v ':$' || true").split() == []
 
 

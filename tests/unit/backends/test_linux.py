@@ -755,3 +755,69 @@ def test_as_many_mounts_as_are_allowed(backend: LinuxBackend, shared: Path) -> N
     document = mounting(*[(shared, f"/mnt/{number}") for number in range(linux.MOST_MOUNTS)])
     text = said(backend, document, "cat /mnt/*/file | wc -c; ls /proc/self/fd; ls /proc/1/fd 2>/dev/null || true")
     assert text.split() == [str(7 * linux.MOST_MOUNTS), "0", "1", "2", "3"]
+
+
+# -- what was measured ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_kernel_says_that_nothing_is_left_to_gain(backend: LinuxBackend) -> None:
+    cell = backend.create(spec(), key=KEY)
+    try:
+        security = cell.isolation.security
+        assert security is not None
+        assert {security.cap_eff, security.cap_prm, security.cap_bnd, security.cap_amb, security.cap_inh} == {"0" * 16}
+        assert (security.privileged, security.no_new_privs, security.seccomp_mode) == (False, True, 2)
+        assert cell.isolation.own_network is True
+    finally:
+        assert cell.destroy() == ()
+
+
+def test_a_network_that_is_ours_is_not_the_cells_own(backend: LinuxBackend) -> None:
+    """Measured, not known: with our own namespace in its place the answer is another."""
+    cell = backend.create(spec(), key=KEY)
+    try:
+        assert cell.cloned is not None
+        theirs = cell.cloned.namespaces["net"]
+        cell.cloned.namespaces["net"] = os.open("/proc/self/ns/net", os.O_RDONLY)
+        assert cell.has_own_network() is False
+        os.close(cell.cloned.namespaces["net"])
+        cell.cloned.namespaces["net"] = theirs
+    finally:
+        assert cell.destroy() == ()
+
+
+# -- its socket -------------------------------------------------------------------------------------------------------------------------
+
+
+CONNECT = "/usr/bin/python3 -c 'import socket; socket.socket(socket.AF_UNIX).connect(\"/run/cellos/secrets.sock\")' 2>&1 | tail -1"
+
+
+def test_nobody_is_there_unless_somebody_listens(backend: LinuxBackend) -> None:
+    assert said(backend, spec(), CONNECT).strip() == "ConnectionRefusedError: [Errno 111] Connection refused"
+
+
+def test_the_command_cannot_put_another_socket_in_its_place(backend: LinuxBackend) -> None:
+    script = "cd /run/cellos; rm -f secrets.sock; mv secrets.sock x; touch y; ls; exit 0"
+    result = run(backend, spec(), "sh", "-c", script)
+    assert result.stdout == b"secrets.sock\n"
+    assert result.stderr.count(b"Read-only file system") == 3
+
+
+def test_the_host_does_not_see_it(backend: LinuxBackend) -> None:
+    before = Path("/proc/net/unix").read_text()
+    cell = backend.create(spec(), key=KEY)
+    listener = cell.listen()
+    try:
+        assert not os.path.exists(listener.path)
+        assert "secrets.sock" not in Path("/proc/net/unix").read_text().replace(before, "")
+    finally:
+        os.close(listener.descriptor)
+        assert cell.destroy() == ()
+
+
+def test_a_listener_that_its_owner_keeps_is_residue(backend: LinuxBackend) -> None:
+    cell = backend.create(spec(), key=KEY)
+    listener = cell.listen()
+    left = cell.destroy()
+    os.close(listener.descriptor)
+    assert [(residue.kind, residue.detail) for residue in left] == [("descriptor", f"{listener.descriptor} (socket of the cell)")]

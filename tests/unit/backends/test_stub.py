@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,13 @@ def order(*argv: str, **members: Any) -> Command:
     defaults: dict[str, Any] = {"stdout": Output(capture_bytes=1 << 20), "stderr": Output(capture_bytes=1 << 20), "deadline_seconds": 60}
     members = defaults | members
     return Command(argv=argv, environment={"PATH": "/usr/bin:/bin"}, **members)
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: the path of a socket has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="stub-", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture
@@ -66,6 +74,38 @@ def test_and_says_that_it_enforces_nothing(cell: StubCell) -> None:
     assert "isolat" in STUB_WARNING
 
 
+def test_what_holds_the_command_is_what_holds_us(cell: StubCell) -> None:
+    """Measured all the same: a capability or filter less for us is one less for it."""
+    mine = dict(line.split(":", 1) for line in Path("/proc/thread-self/status").read_text().splitlines())
+    security = cell.isolation.security
+    assert security is not None
+    assert security.cap_eff == mine["CapEff"].strip()
+    assert security.seccomp_mode == int(mine["Seccomp"])
+    assert security.no_new_privs == bool(int(mine["NoNewPrivs"]))
+    assert cell.isolation.own_network is False
+
+
+# -- its socket -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_only_this_user_gets_to_its_socket(cell: StubCell) -> None:
+    listener = cell.listen()
+    os.close(listener.descriptor)
+    assert os.stat(os.path.dirname(listener.path)).st_mode & 0o777 == 0o700
+    assert os.path.dirname(listener.path) != cell.directory, "artifacts and sockets do not mix"
+
+
+def test_a_path_that_no_socket_can_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / ("x" * 120)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    cell = StubBackend().create(spec(), key=KEY)
+    with pytest.raises(HostBackendError, match=r"cannot listen at .*: AF_UNIX path too long"):
+        cell.listen()
+    assert cell.destroy() == ()
+    assert os.listdir(deep) == []
+
+
 # -- its directory ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +113,9 @@ def test_the_footprint_is_what_create_makes(backend: StubBackend, tmp_path: Path
     footprint = backend.footprint(KEY)
     assert os.listdir(tmp_path) == []
     cell = backend.create(spec(), key=KEY)
-    assert [str(tmp_path / name) for name in os.listdir(tmp_path)] == list(json.loads(json.dumps(footprint)).values())
+    assert len(os.listdir(tmp_path)) == 1, "the socket's directory is made when a socket is asked for"
+    os.close(cell.listen().descriptor)
+    assert sorted(str(path) for path in tmp_path.iterdir()) == sorted(json.loads(json.dumps(footprint)).values())
     assert os.stat(cell.directory).st_mode & 0o777 == 0o700
     assert cell.destroy() == ()
     assert os.listdir(tmp_path) == []
@@ -96,6 +138,7 @@ def test_a_directory_that_is_there_already_is_not_taken_over(backend: StubBacken
 
 def test_a_sweep_removes_it(backend: StubBackend, tmp_path: Path) -> None:
     cell = backend.create(spec(), key=KEY)
+    os.close(cell.listen().descriptor)
     run(cell, "mkdir -p a/b; touch a/b/c; ln -s / root; mkfifo fifo")
     assert backend.sweep(backend.footprint(KEY)) == ()
     assert os.listdir(tmp_path) == []
