@@ -1,4 +1,4 @@
-"""`cellos events`: the record of a run, readable, with the verdict on its chain.
+"""`cellos events`: the record of a run, readable, with the verdict on its chain and its signatures.
 
 The record is read twice, once to check it and once to show it run by run: a place is remembered for each event, so that neither the length
 of a record nor runs that are interleaved in it cost much memory.
@@ -18,10 +18,15 @@ from typing import IO, Any
 import click
 
 from cellos.cli import timeline
-from cellos.core.events import parse_signed
+from cellos.core.events import parse_event
+from cellos.core.evidence.keys import Keyring
 from cellos.core.evidence.verify import MAX_LINE_BYTES, Fault, Report, RunReport, Verifier
-from cellos.errors import EvidenceError, os_error_text
+from cellos.errors import ConfigError, EvidenceError, os_error_text
 
+KEYS = "CELLOS_EVENT_VERIFY_KEYS_PATH"
+HMAC_KEYS = "CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH"
+REQUIRE_SIGNED = "CELLOS_EVENT_REQUIRE_SIGNED"
+_TRUE = frozenset({"1", "true", "yes", "on"})
 _SUFFIX = ".jsonl"
 _NAMES_SHOWN = 5
 _HEX_DIGITS = frozenset("0123456789abcdef")
@@ -34,16 +39,31 @@ Examples:
   cellos events 019a                     the run whose id begins so
   cellos events audit.jsonl --json       every run in a file, one JSON object each
   ssh host cat audit.jsonl | cellos events -
+  cellos events audit.jsonl --keys keys.json --require-signed
 
 Exit code: 0 when every run is complete and verified, 1 otherwise. A change to the very last event of an unsigned record shows
-only against its digest, noted elsewhere at the time: --head.
+only against its digest, noted elsewhere at the time: --head. Without --require-signed a record may also be unsigned throughout.
+
+Variables: CELLOS_EVENT_VERIFY_KEYS_PATH, CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH and CELLOS_EVENT_REQUIRE_SIGNED stand for options
+that are not given.
 """
 )
 @click.argument("source", required=False, metavar="[FILE | RUN | -]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per run: its verdict and its events.")
 @click.option("--head", metavar="DIGEST", help="The sha256 that the last event must have (`verdict.last` of --json at the time).")
+@click.option("--keys", metavar="FILE", help="Check signatures with the public keys in FILE: a JSON object, key id to base64url.")
+@click.option("--hmac-keys", metavar="FILE", help="The same with shared keys, for events signed with HMAC.")
+@click.option("--require-signed", is_flag=True, help="An event that is not signed is a fault.")
 @click.pass_context
-def events(ctx: click.Context, source: str | None, as_json: bool, head: str | None) -> None:
+def events(
+    ctx: click.Context,
+    source: str | None,
+    as_json: bool,
+    head: str | None,
+    keys: str | None,
+    hmac_keys: str | None,
+    require_signed: bool,
+) -> None:
     """Show what happened in a run, step by step, and check the record for changes.
 
     FILE is a file of events (JSON lines), RUN the id of a run of `cellos run` or its beginning, - the standard input. Without any of them:
@@ -51,9 +71,10 @@ def events(ctx: click.Context, source: str | None, as_json: bool, head: str | No
     """
     if head is not None and (len(head) != 64 or not _HEX_DIGITS.issuperset(head)):
         raise click.UsageError("--head takes a sha256: 64 hex digits, lower case", ctx)
+    demand = signatures(os.environ, keys=keys, hmac_keys=hmac_keys, require=require_signed)
     path = source if source == "-" else find(source, os.environ)
     with _open(path) as file:
-        record = check(file, head=head)
+        record = check(file, head=head, demand=demand)
         if not record.report.runs and not record.report.faults:
             raise EvidenceError(f"no run in {_shown(path)}: {record.report.loose} events, none of them of a run")
         print_record = print_json if as_json else print_text
@@ -89,16 +110,42 @@ def find(source: str | None, environment: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What is asked of signatures: `ring` None is nothing at all."""
+
+    ring: Keyring | None = None
+    require: bool = False
+
+
+def signatures(environment: Mapping[str, str], *, keys: str | None, hmac_keys: str | None, require: bool) -> Demand:
+    """What options ask, and variables where there is no option; a blank variable is one that is not set. Raises ConfigError."""
+    keys = keys or environment.get(KEYS, "").strip() or None
+    hmac_keys = hmac_keys or environment.get(HMAC_KEYS, "").strip() or None
+    require = require or environment.get(REQUIRE_SIGNED, "").strip().lower() in _TRUE
+    if keys is None and hmac_keys is None:
+        if require:
+            raise ConfigError(
+                f"events are required to be signed (--require-signed or {REQUIRE_SIGNED}), but without keys no signature can be checked: "
+                f"give --keys FILE or {KEYS}"
+            )
+        return Demand()
+    from cellos.supervisor.keyfiles import load_keyring
+
+    return Demand(ring=load_keyring(keys, hmac_keys), require=require)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """A checked record; `places` has, for each run of the report, where its lines begin in the file."""
+    """A checked record; `places` has, for each run of the report, where its lines begin in the file. `keys`: there were some."""
 
     report: Report
     places: tuple[array[int], ...]
+    keys: bool
 
 
-def check(file: IO[bytes], *, head: str | None = None) -> Record:
+def check(file: IO[bytes], *, head: str | None = None, demand: Demand = Demand()) -> Record:
     """Read a record from its first line to its last. `head`: the digest that the last event of the only run must have."""
-    verifier = Verifier()
+    verifier = Verifier(ring=demand.ring, require_signed=demand.require)
     places: list[array[int]] = []
     try:
         for place, line in _lines(file):
@@ -114,7 +161,7 @@ def check(file: IO[bytes], *, head: str | None = None) -> Record:
         if len(report.runs) != 1:
             raise EvidenceError(f"--head is the digest of one run, and this record has {len(report.runs)}")
         report = verifier.finish(heads={report.runs[0].run_id: head})
-    return Record(report=report, places=tuple(places))
+    return Record(report=report, places=tuple(places), keys=demand.ring is not None)
 
 
 def print_text(record: Record, file: IO[bytes], output: IO[str]) -> None:
@@ -125,10 +172,10 @@ def print_text(record: Record, file: IO[bytes], output: IO[str]) -> None:
             output.write("\n")
         start: int | None = None
         for index, line in enumerate(_lines_at(file, record.places[number])):
-            event, envelope = parse_signed(line)
+            event = parse_event(line)
             if index == 0:
                 start = timeline.start_of(event)
-                output.write(f"{_painted(timeline.header(run, event, envelope), 'bold', paint=paint)}\n")
+                output.write(f"{_painted(timeline.header(run, event, keys=record.keys), 'bold', paint=paint)}\n")
             for text in timeline.event_lines(event, start):
                 output.write(f"{text}\n")
         colour = {"verified": "green", "unfinished": "yellow"}.get(run.state, "red")
@@ -156,6 +203,8 @@ def _verdict(run: RunReport) -> dict[str, Any]:
         "first": run.first,
         "last": run.last,
         "startChecked": run.start_checked,
+        "signature": run.signature,
+        "signers": list(run.signers),
         "fault": None if run.fault is None else _fault(run.fault),
     }
 

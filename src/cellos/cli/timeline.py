@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cellos.core import events
-from cellos.core.events import Event, SignedEnvelope
+from cellos.core.events import Event
 from cellos.core.evidence.verify import RunReport
 from cellos.core.ids import TimeSyntaxError, unix_ns
 
@@ -32,8 +32,8 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in text)
 
 
-def header(report: RunReport, first: Event, envelope: SignedEnvelope | None) -> str:
-    """Which run this is."""
+def header(report: RunReport, first: Event, *, keys: bool) -> str:
+    """Which run this is. `keys`: there were some to check signatures with."""
     parts = [f"cell {visible(report.cell_id)}", f"run {visible(report.run_id)}"]
     if report.spec_id is not None and report.spec_id != report.cell_id:
         parts.append(f"spec {visible(report.spec_id)}")
@@ -41,9 +41,14 @@ def header(report: RunReport, first: Event, envelope: SignedEnvelope | None) -> 
         parts.append(f"spec sha256 {report.spec_hash[:DIGITS_SHOWN]}…")
     if first.time is not None:
         parts.append(f"from {visible(first.time)}")
-    if envelope is not None:
-        parts.append(f"signed as {visible(envelope.signer_kid)} (signatures are not checked here)")
+    if report.signers:
+        parts.append(f"signed by {', '.join(map(visible, report.signers))}, {_SIGNED.get(report.signature, report.signature)}")
+    elif keys:
+        parts.append("NOT SIGNED")
     return ", ".join(parts)
+
+
+_SIGNED = {"unchecked": "not checked: no keys given (--keys)", "broken": "but that does not hold"}
 
 
 def event_lines(event: Event, start_ns: int | None) -> Iterator[str]:
@@ -60,13 +65,18 @@ def verdict(report: RunReport) -> str:
     """What the chain says about the run."""
     count = f"{report.events} event{'' if report.events == 1 else 's'}"
     if report.state == "broken":
-        return f"chain BROKEN: {visible(str(report.fault))}"
+        what = "signature" if report.fault is not None and report.fault.kind in _SIGNATURE_FAULTS else "chain"
+        return f"{what} BROKEN: {visible(str(report.fault))}"
     if report.state == "unchained":
-        return f"no chain: {count} without a link to the one before, so nothing can be verified"
+        proven = "only the signature of each could be verified" if report.signature == "verified" else "nothing can be verified"
+        return f"no chain: {count} without a link to the one before, so {proven}"
     ends = f"first {str(report.first)[:DIGITS_SHOWN]} last {str(report.last)[:DIGITS_SHOWN]}"
     if report.state == "unfinished":
         return f"chain unfinished: {count} fit, {ends}, but no `destroyed`: it still runs, its supervisor died, or the end was cut off"
     return f"chain verified: {count}, {ends}" + ("" if report.start_checked else "; no spec hash to check the start with")
+
+
+_SIGNATURE_FAULTS = frozenset({"unsigned", "unknown key", "bad signature", "key swap", "algorithm change"})
 
 
 def start_of(event: Event) -> int | None:

@@ -101,6 +101,8 @@ def test_json_of_one_run() -> None:
         "first": first,
         "last": last,
         "startChecked": True,
+        "signature": "none",
+        "signers": [],
         "fault": None,
     }
     assert run == {"cellId": "demo-build", "runId": "run-0042", "specId": "demo-build", "specHash": "5e" * 32}
