@@ -4,7 +4,8 @@ Canonical bytes are what is hashed, signed and written: compact UTF-8 JSON, the 
 order of `Event`, members of `data` sorted by code point at every depth, numbers as the shortest text that reads back the same
 (`1e-7`, `1e16`). One event has exactly one such form.
 
-Constructors give a `Draft`, a type and its data. The emitter of the run adds identity, time and the link to the event before it.
+Constructors give a `Draft`, a type and its data. The emitter of the run adds identity, time and the link to the event before it. Here are
+those of a run's course; what a run reports beside it is in core/observations.py.
 """
 
 # Annotations are evaluated at once: msgspec would otherwise evaluate each as text, and start-up time counts here.
@@ -161,9 +162,18 @@ def finished(draft: Draft, *, event_id: str, time: str) -> Event:
     return Event(id=event_id, source=SOURCE, type=draft.type, datacontenttype="application/json", data=draft.data, time=time)
 
 
-def started(run: RunIdentity, *, ttl_seconds: int, isolation: Mapping[str, Any]) -> Draft:
-    """The cell is complete and about to run. `isolation` says what holds it; its members stand beside ours and never replace them."""
-    data = {**isolation, **_about(run), "ttlSeconds": ttl_seconds, "specHash": run.spec_hash}
+def started(
+    run: RunIdentity,
+    *,
+    ttl_seconds: int,
+    isolation: Mapping[str, Any],
+    derivation: Mapping[str, Any] | None = None,
+) -> Draft:
+    """The cell is complete and about to run. `isolation` says what holds it; its members stand beside ours and never replace them.
+
+    `derivation`: what a verified token says of the run's authority: derivationVerified, roleRoot, parentRunId.
+    """
+    data = {**isolation, **(derivation or {}), **about(run), "ttlSeconds": ttl_seconds, "specHash": run.spec_hash}
     if run.placement:
         data["placement"] = run.placement
     return Draft(STARTED, _with_tenant(run, data))
@@ -171,7 +181,7 @@ def started(run: RunIdentity, *, ttl_seconds: int, isolation: Mapping[str, Any])
 
 def process_spawned(run: RunIdentity, *, program: str, argc: int) -> Draft:
     """The command was executed."""
-    return Draft(PROCESS_SPAWNED, {**_about(run), "program": program, "argc": argc})
+    return Draft(PROCESS_SPAWNED, {**about(run), "program": program, "argc": argc})
 
 
 def command_completed(
@@ -190,18 +200,18 @@ def command_completed(
     """
     has_code = exit_code is not None and spawn_error is None and signal is None
     data = {
-        **_about(run),
+        **about(run),
         "argv": list(argv),
         "exitCode": exit_code if has_code else NO_EXIT_CODE,
         "durationMs": duration_ms,
-        **_present(spawnError=spawn_error, signal=signal, oomKilled=oom_killed or None),
+        **present(spawnError=spawn_error, signal=signal, oomKilled=oom_killed or None),
     }
     return Draft(COMMAND_COMPLETED, data)
 
 
 def fs_touch(run: RunIdentity, *, source_path: str, artifact_name: str) -> Draft:
     """An artifact is about to be read."""
-    return Draft(FS_TOUCH, {**_about(run), "purpose": "export", "sourcePath": source_path, "artifactName": artifact_name})
+    return Draft(FS_TOUCH, {**about(run), "purpose": "export", "sourcePath": source_path, "artifactName": artifact_name})
 
 
 def export_completed(run: RunIdentity, *, artifact_name: str, receipt: Delivery, provenance: str | None) -> Draft:
@@ -212,7 +222,7 @@ def export_completed(run: RunIdentity, *, artifact_name: str, receipt: Delivery,
         "destination": receipt.destination,
         "bytesWritten": receipt.bytes_written,
     }
-    data = {**_about(run), "artifactName": artifact_name, "receipt": wire_receipt, **_provenance(provenance)}
+    data = {**about(run), "artifactName": artifact_name, "receipt": wire_receipt, **provenance_of(provenance)}
     return Draft(EXPORT_COMPLETED, data)
 
 
@@ -228,12 +238,12 @@ def export_failed(
 ) -> Draft:
     """An artifact could not be read or delivered."""
     data = {
-        **_about(run),
+        **about(run),
         "artifactName": artifact_name,
         "targetKind": target_kind,
         "reason": reason,
-        **_present(targetName=target_name, destination=destination),
-        **_provenance(provenance),
+        **present(targetName=target_name, destination=destination),
+        **provenance_of(provenance),
     }
     return Draft(EXPORT_FAILED, data)
 
@@ -252,18 +262,19 @@ def destroyed(
     `residue_class` is none, or documented_exception with what stayed.
     """
     data = {
-        **_about(run),
+        **about(run),
         "ttlSeconds": ttl_seconds,
         "outcome": outcome,
         "residueClass": residue_class,
-        **_present(reason=reason),
+        **present(reason=reason),
     }
     if residue_exception:
         data["residueException"] = [{"kind": each.kind, "detail": each.detail} for each in residue_exception]
     return Draft(DESTROYED, _with_tenant(run, data))
 
 
-def _about(run: RunIdentity) -> dict[str, Any]:
+def about(run: RunIdentity) -> dict[str, Any]:
+    """The members that nearly every event of a run has."""
     data: dict[str, Any] = {"cellId": run.cell_id, "specId": run.spec_id, "runId": run.run_id}
     if run.correlation is not None:
         data["correlation"] = run.correlation
@@ -274,9 +285,11 @@ def _with_tenant(run: RunIdentity, data: dict[str, Any]) -> dict[str, Any]:
     return data if run.tenant_id is None else {**data, "tenantId": run.tenant_id}
 
 
-def _present(**members: object) -> dict[str, object]:
+def present(**members: object) -> dict[str, object]:
+    """Those that are not None: an absent member is left out, not null."""
     return {name: value for name, value in members.items() if value is not None}
 
 
-def _provenance(started_id: str | None) -> dict[str, Any]:
+def provenance_of(started_id: str | None) -> dict[str, Any]:
+    """The run's `started` event as the origin of another."""
     return {} if started_id is None else {"provenance": {"parent": started_id, "parentType": STARTED}}

@@ -1,4 +1,4 @@
-"""The one place where a run's events become final: redacted, linked, written down, sent.
+"""The one place where a run's events become final: redacted, linked, signed, written down, sent.
 
 Whoever has something to report hands a draft to `Emitter.emit`. The final bytes are computed once and appended to the run's spool before
 anything else; then the same bytes go to every other sink, in order.
@@ -13,9 +13,10 @@ from __future__ import annotations
 import _thread
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from cellos.core import ids
-from cellos.core.events import DESTROYED, Draft, canonical_bytes, finished
+from cellos.core.events import DESTROYED, Draft, Event, canonical_bytes, finished
 from cellos.core.evidence.chain import Chain
 from cellos.core.evidence.redact import redact
 from cellos.errors import EventSinkError
@@ -25,20 +26,33 @@ MAX_EVENT_BYTES = 1_048_576
 """What every sink takes. Checked before the spool: an event that could never be delivered must not become part of the chain."""
 
 
+class Signer(Protocol):
+    """Signs events (`cellos.core.evidence.sign.Signer`)."""
+
+    def wrap(self, event: Event, line: bytes) -> bytes:
+        """The bytes of the envelope around an event; `line` are its canonical bytes."""
+        ...
+
+
 class Emitter:
-    """The events of one run. Thread-safe. `now_ns` is the wall clock, `random` gives that many random bytes."""
+    """The events of one run. Thread-safe. `now_ns` is the wall clock, `random` gives that many random bytes.
+
+    Without a chain the events belong to no run: they are not linked, and none is the last.
+    """
 
     def __init__(
         self,
         *,
-        chain: Chain,
+        chain: Chain | None,
         spool: EventSink,
         sinks: Sequence[EventSink] = (),
         redacted_fields: frozenset[str] = frozenset(),
+        signer: Signer | None = None,
         now_ns: Callable[[], int],
         random: Callable[[int], bytes],
     ) -> None:
         self._chain = chain
+        self._signer = signer
         self._spool = spool
         self._outlets = tuple(_Outlet(sink) for sink in sinks)
         self._redacted_fields = redacted_fields
@@ -57,7 +71,7 @@ class Emitter:
     @property
     def head(self) -> str:
         """Digest of the last event that the spool took: noted elsewhere, it makes a cut or rewritten end of the record show."""
-        return self._chain.prev
+        return self._chain.prev if self._chain else ""
 
     @property
     def lost(self) -> int:
@@ -77,8 +91,12 @@ class Emitter:
             now = self._now_ns()
             event_id = ids.uuid7(now // 1_000_000, self._random(ids.UUID_RANDOM_BYTES))
             ends = draft.type == DESTROYED
-            data = self._chain.link(redact(draft.data, self._redacted_fields), final=ends)
-            line = canonical_bytes(finished(Draft(draft.type, data), event_id=event_id, time=ids.rfc3339(now)))
+            data = redact(draft.data, self._redacted_fields)
+            if self._chain is not None:
+                data = self._chain.link(data, final=ends)
+            event = finished(Draft(draft.type, data), event_id=event_id, time=ids.rfc3339(now))
+            canonical = canonical_bytes(event)
+            line = self._signer.wrap(event, canonical) if self._signer else canonical
             try:
                 if len(line) > MAX_EVENT_BYTES:
                     raise EventSinkError(f"event too large: {len(line)} bytes exceeds MAX_EVENT_BYTES ({MAX_EVENT_BYTES} bytes)")
@@ -86,7 +104,8 @@ class Emitter:
             except EventSinkError:
                 self._lost += 1
                 raise
-            self._chain.advance(line)
+            if self._chain is not None:
+                self._chain.advance(canonical)
             self._count += 1
             self._ended = ends
             failure = None

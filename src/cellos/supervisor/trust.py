@@ -1,0 +1,236 @@
+"""What the operator's files say about documents: who may grant authority, which policies hold, which keyset is trusted.
+
+Files are read once, when a host is opened. A file that cannot be used is an error that names its variable; none is ever skipped. The last
+part of a path may be no symbolic link: who can write to the directory must not choose which file is trusted.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from msgspec import Struct
+
+from cellos.core import observations
+from cellos.core.documents import CellSpec, ExecutionCell
+from cellos.core.events import Draft, RunIdentity
+from cellos.errors import CellosError, ConfigError, InvalidSpec, SpecSyntaxError, os_error_text
+from cellos.supervisor.config import Config
+
+if TYPE_CHECKING:
+    from cellos.core.policy import AuthorizationPolicy, PolicyPack
+
+MOST_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+class Trust(Struct, frozen=True, kw_only=True):
+    """The operator's files, read."""
+
+    authority_keys: Mapping[str, str] = {}
+    pack: "PolicyPack | None" = None
+    policy: "AuthorizationPolicy | None" = None
+    notices: tuple[Draft, ...] = ()
+    """Events about the trust keyset, which belong to no run."""
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """What a verified token makes of a document."""
+
+    document: ExecutionCell
+    """Its authority is no more than the token grants."""
+    derivation: dict[str, Any] | None = None
+    universal_role: str | None = None
+
+
+class Rejection(Exception):  # noqa: N818 - as the tree of errors: a condition
+    """A policy refuses the document. `draft` is the event that says so."""
+
+    def __init__(self, text: str, draft: Draft) -> None:
+        super().__init__(text)
+        self.draft = draft
+
+
+class Rejected(CellosError):
+    """The same, for whoever asked."""
+
+    code = "rejected"
+
+
+def check_document(spec: CellSpec, config: Config) -> None:
+    """What the operator's variables ask of every document, before anything else is looked at. Raises ConfigError."""
+    authority = spec.authority
+    if config.require_derivation and authority.authority_derivation is None and (authority.egress_rules or authority.secret_refs):
+        raise ConfigError(
+            "CELLOS_REQUIRE_AUTHORITY_DERIVATION is set: spec declares authority (egressRules or secretRefs) without an "
+            "authorityDerivation token — cryptographic authority proof is required"
+        )
+    if config.require_telemetry and spec.telemetry is None:
+        raise ConfigError(
+            "CELLOS_REQUIRE_TELEMETRY_DECLARED is set: spec.telemetry block is required — every admitted cell must declare its telemetry "
+            "intent (channel, events, agent version) under hardened deployments"
+        )
+    namespace = spec.placement and spec.placement.kubernetes_namespace
+    if config.namespace is not None and namespace is not None and namespace != config.namespace:
+        raise ConfigError(
+            f"CELLOS_K8S_NAMESPACE={config.namespace}: spec.placement.kubernetesNamespace={namespace} does not match — "
+            f"refusing to admit cell {spec.id}"
+        )
+
+
+def load(config: Config, now: Callable[[], str]) -> Trust:
+    """Read what the configuration names. Raises ConfigError."""
+    keys: Mapping[str, str] = {}
+    pack = policy = None
+    if config.authority_keys is not None:
+        from cellos.core.derivation import read_authority_keys
+
+        raw = read_file("CELLOS_AUTHORITY_KEYS_PATH", config.authority_keys)
+        keys = _understood("CELLOS_AUTHORITY_KEYS_PATH", "authority keys", config.authority_keys, lambda: read_authority_keys(raw))
+    notices = tuple(_keyset(config, now))
+    if config.policy_pack is not None:
+        from cellos.core.policy import read_policy_pack
+
+        raw = read_file("CELLOS_POLICY_PACK_PATH", config.policy_pack)
+        pack = _understood(
+            "CELLOS_POLICY_PACK_PATH",
+            "policy pack",
+            config.policy_pack,
+            lambda: read_policy_pack(raw, allow_downgrade=config.allow_downgrade),
+        )
+    if config.authz_policy is not None:
+        from cellos.core.policy import read_authorization_policy
+
+        raw = read_file("CELLOS_AUTHZ_POLICY_PATH", config.authz_policy)
+        policy = _understood(
+            "CELLOS_AUTHZ_POLICY_PATH", "authorization policy", config.authz_policy, lambda: read_authorization_policy(raw)
+        )
+    return Trust(authority_keys=keys, pack=pack, policy=policy, notices=notices)
+
+
+def grant(document: ExecutionCell, config: Config, trust: Trust, warn: Callable[[str], None]) -> Grant:
+    """Verify the document's derivation token, if it has one: the run gets what the token grants. Raises InvalidSpec."""
+    token = document.spec.authority.authority_derivation
+    if token is None:
+        return Grant(document=document)
+    from cellos.core import derivation
+
+    derivation.verify_token(document.spec, trust.authority_keys)
+    refusal = derivation.scope_refusal(token, require_scoped=config.require_scoped)
+    if refusal is not None:
+        raise InvalidSpec(refusal, path="spec.authority.authorityDerivation.parentRunId")
+    universal = derivation.is_universal(token)
+    if universal:
+        warn(
+            f"universal token accepted in permissive mode (CELLOS_REQUIRE_SCOPED_DERIVATION_TOKENS): role {token.role_root}, "
+            f"cell {document.spec.id}"
+        )
+    said: dict[str, Any] = {"derivationVerified": True, "roleRoot": token.role_root}
+    if token.parent_run_id is not None:
+        said["parentRunId"] = token.parent_run_id
+    return Grant(document=derivation.effective(document), derivation=said, universal_role=token.role_root if universal else None)
+
+
+def check_policies(
+    run: RunIdentity, spec: CellSpec, config: Config, trust: Trust, within_rate: Callable[[str, int], bool]
+) -> None:
+    """Hold the document against authorization policy and policy pack, in that order. Raises Rejection.
+
+    `within_rate` counts a cell of a subject and says whether it is one too many in an hour.
+    """
+    if trust.policy is not None:
+        from cellos.core.policy import authorize
+
+        denial = authorize(trust.policy, spec)
+        if denial is not None:
+            raise _not_authorized(run, denial.reason, denial.message, denial.pool_id, denial.pack_id)
+        most, subject = trust.policy.spec.max_cells_per_hour, run.tenant_id or ""
+        if most is not None and not within_rate(subject, most):
+            message = f'tenantId "{subject}" has started {most} cells within an hour, the most that the authorization policy allows'
+            raise _not_authorized(run, "rate_limit_exceeded", message, None, None)
+    if trust.pack is not None:
+        from cellos.core.policy import caller_refusal, violations
+
+        found = [(violation.rule, violation.message) for violation in violations(trust.pack, spec)]
+        refusal = caller_refusal(trust.pack, config.caller, spec)
+        if refusal is not None:
+            found.append(("secretRefAllowlist", refusal))
+        if found:
+            listed = "; ".join(f"{rule}: {message}" for rule, message in found)
+            text = f"cell spec rejected by policy pack '{trust.pack.spec.id}': {listed}"
+            raise Rejection(text, observations.policy_rejected(run, spec, violations=found))
+
+
+def read_file(variable: str, path: str) -> bytes:
+    """The bytes of an operator's file. Raises ConfigError."""
+    try:
+        return _read(path)
+    except OSError as error:
+        raise ConfigError(f"{variable}: cannot read '{path}': {os_error_text(error)}") from error
+
+
+def _not_authorized(run: RunIdentity, reason: str, message: str, pool_id: str | None, pack_id: str | None) -> Rejection:
+    draft = observations.authz_rejected(run, reason=reason, message=message, pool_id=pool_id, pack_id=pack_id)
+    return Rejection(f"cell spec rejected by authorization policy: {message}", draft)
+
+
+def _keyset(config: Config, now: Callable[[], str]) -> list[Draft]:
+    """Verify the trust keyset; the event about it."""
+    from_variable = config.keyset_variable
+    if config.trust_keys is None and config.require_trust_keys:
+        raise ConfigError("CELLOS_REQUIRE_TRUST_VERIFY_KEYS is set but CELLOS_TRUST_VERIFY_KEYS_PATH is unset")
+    ring: Mapping[str, Any] = {}
+    if config.trust_keys is not None:
+        from cellos.core.evidence.keys import read_verify_keys
+
+        try:
+            ring = read_verify_keys(_read(config.trust_keys))
+        except (OSError, CellosError) as error:
+            text = f"trust verify keys: cannot open {config.trust_keys}: {os_error_text(error)}" if isinstance(error, OSError) else str(error)
+            raise ConfigError(f"CELLOS_TRUST_VERIFY_KEYS_PATH: cannot load '{config.trust_keys}': {text}") from error
+    if not config.keyset:
+        if from_variable != "CELLOS_TRUST_KEYSET_CHAIN_PATH":
+            return []
+        return _unverified(config, "(empty chain)", f"{from_variable} set but parsed no envelope paths", now)
+    try:
+        envelopes = [_read_envelope(path) for path in config.keyset]
+        from cellos.core.evidence.keyset import verify_chain, verify_envelope
+
+        chained = from_variable == "CELLOS_TRUST_KEYSET_CHAIN_PATH"
+        found = verify_chain(envelopes, ring, now()) if chained else verify_envelope(envelopes[0], ring, now())
+    except CellosError as error:
+        return _unverified(config, os.path.basename(config.keyset[-1]), error.text, now)
+    verified = observations.keyset_verified(
+        keyset_id=found.keyset_id, payload_digest=found.payload_digest, signer_kid=found.signer_kid, verified_at=now()
+    )
+    return [verified]
+
+
+def _unverified(config: Config, attempted: str, reason: str, now: Callable[[], str]) -> list[Draft]:
+    if config.require_trust_keys:
+        raise ConfigError(f"{config.keyset_variable}: verification failed under CELLOS_REQUIRE_TRUST_VERIFY_KEYS=1: {reason}")
+    return [observations.keyset_verification_failed(attempted=attempted, reason=reason, failed_at=now())]
+
+
+def _read_envelope(path: str) -> bytes:
+    try:
+        return _read(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {os_error_text(error)}") from error
+
+
+def _read(path: str) -> bytes:
+    """The bytes of a regular file; a FIFO must not make us wait."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK), "rb") as file:
+        data = file.read(MOST_BYTES + 1) or b""
+    if len(data) > MOST_BYTES:
+        raise OSError(27, os.strerror(27), path)  # EFBIG
+    return data
+
+
+def _understood(variable: str, what: str, path: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except SpecSyntaxError as error:
+        raise ConfigError(f"{variable}: JSON parse error in '{path}': {error.text}") from error
+    except CellosError as error:
+        raise ConfigError(f"{variable}: invalid {what} in '{path}': {error.text}") from error
