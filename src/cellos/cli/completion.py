@@ -20,7 +20,8 @@ def completion(shell: str) -> None:
     """Print the completion script of a shell."""
     from click.shell_completion import ShellComplete, get_completion_class
 
-    from cellos.cli.group import COMPLETION_VARIABLE, PROGRAM, cellos
+    from cellos.cli.group import PROGRAM, cellos
+    from cellos.cli.process import COMPLETION_VARIABLE
 
     kind = get_completion_class(shell)
     if kind is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from cellos.cli.process import COMPLETION_VARIABLE
 from cellos.errors import CellosError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from cellos.sandbox.launcher import Launcher
 
 PROGRAM = "cellos"
-COMPLETION_VARIABLE = "_CELLOS_COMPLETE"
 
 
 class Verb(NamedTuple):
@@ -29,7 +29,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "run": Verb("cellos.cli.run:run", "Run a command in a cell of its own, and keep evidence of it."),
+    "run": Verb("cellos.cli.run_command:run", "Run a command in a cell of its own, and keep evidence of it."),
     "events": Verb("cellos.cli.events:events", "Show what happened in a run, and check the record for changes."),
     "doctor": Verb("cellos.cli.doctor:doctor", "Say whether this host can hold cells, and what to do if not."),
     "completion": Verb("cellos.cli.completion:completion", "Print the completion script of a shell."),

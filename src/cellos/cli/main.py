@@ -11,7 +11,16 @@ import gc
 import os
 import sys
 
-from cellos.cli.process import OUTPUT_LOST, leave, say, secure_standard_streams, start_launcher, unexpected
+from cellos.cli.process import (
+    COMPLETION_VARIABLE,
+    OUTPUT_LOST,
+    leave,
+    load_msgspec,
+    say,
+    secure_standard_streams,
+    start_launcher,
+    unexpected,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,22 +35,25 @@ BROKEN_PIPE = 141
 
 def main() -> None:
     """Entry point of `cellos`."""
-    gc.disable()  # while modules load there is much to walk and nothing to collect; the verb's own work runs with it again
+    gc.disable()  # while modules load there is much to walk and nothing to collect; verbs other than `run` work with it again
     secure_standard_streams()
     arguments = sys.argv[1:]
     is_run = arguments[:1] == ["run"]
     failure, usage = (OURS_IN_RUN, OURS_IN_RUN) if is_run else (FAILURE, USAGE)
-    code = _guarded(arguments, starts_launcher=is_run, failure=failure, usage=usage)
+    code = _guarded(arguments, is_run=is_run, failure=failure, usage=usage)
     leave(_flushed(code, failure))
 
 
-def _guarded(arguments: list[str], *, starts_launcher: bool, failure: int, usage: int) -> int:
+def _guarded(arguments: list[str], *, is_run: bool, failure: int, usage: int) -> int:
     from cellos.errors import CellosError
 
     launcher = None
     try:
-        if starts_launcher:
+        if is_run:
             launcher = _start_launcher()
+            code = _run(arguments[1:], launcher)
+            if code is not None:
+                return code
         from cellos.cli.group import UsageError, dispatch
 
         try:
@@ -68,6 +80,21 @@ def _guarded(arguments: list[str], *, starts_launcher: bool, failure: int, usage
 
 def _start_launcher() -> "Launcher | None":
     return start_launcher() if os.environ.get("CELLOS_CELL_BACKEND", "").strip() in ("", "linux") else None
+
+
+def _run(arguments: list[str], launcher: "Launcher | None") -> int | None:
+    """`cellos run` without click, where that can read its options; the exit code."""
+    if os.environ.get(COMPLETION_VARIABLE):
+        return None
+    load_msgspec()
+    from cellos.cli.run_options import read
+
+    given = read(arguments)
+    if given is None:
+        return None
+    from cellos.cli.run import run
+
+    return run(launcher, **given)  # type: ignore[arg-type]  # its parameters are the names of the table
 
 
 def _flushed(code: int, failure: int) -> int:

@@ -5,11 +5,8 @@ record is. Codes of ours: 124 time-out, 125 ours, 126 cannot be executed, 127 no
 """
 
 import os
-import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
-
-import click
+from typing import TYPE_CHECKING, Any
 
 from cellos.cli.process import StopSignals, say
 
@@ -22,65 +19,10 @@ if TYPE_CHECKING:
 
 TIMED_OUT, OURS, CANNOT_EXECUTE, NOT_FOUND, BY_SIGNAL = 124, 125, 126, 127, 128
 JSON_CAPTURE_BYTES = 16 << 20
-MILLISECONDS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
-BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def _duration(_: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """`30s`, `1500ms`, `5m`, `1h`; a bare number is seconds. In milliseconds."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|)", value, re.ASCII)
-    milliseconds = round(float(match[1]) * MILLISECONDS[match[2] or "s"]) if match else 0
-    if milliseconds <= 0:
-        raise click.BadParameter(f"{value!r} is not a time above 0, like 30s, 1500ms, 5m or 1h", param=option)
-    return milliseconds
-
-
-def _size(_: click.Context, option: click.Parameter, value: str | None) -> int | None:
-    """`512M`, `1G`, `65536`. In bytes."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", value, re.ASCII | re.IGNORECASE)
-    size = int(match[1]) * BYTES[match[2].upper()] if match else 0
-    if not 0 < size < 1 << 63:
-        raise click.BadParameter(f"{value!r} is not a size above 0, like 512M or 1G", param=option)
-    return size
-
-
-def _files(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """`FILE` or `FILE:DEST`."""
-    found = []
-    for value in values:
-        file, separator, place = value.partition(":")
-        if not os.path.basename(file):
-            raise click.BadParameter(f"{value!r} is not FILE or FILE:DEST", param=option)
-        found.append((file, place if separator and place else os.path.basename(file)))
-    return tuple(found)
-
-
-@click.command(context_settings={"allow_interspersed_args": False})
-@click.option("-i", "interactive", is_flag=True, help="Relay our standard input to the command; else it reads /dev/null.")
-@click.option("--here", is_flag=True, help="The current directory, read-only, is the working directory (else the cell's empty /work).")
-@click.option("--ro", "read_only", multiple=True, metavar="DIR", help="Show that directory, read-only, at the same path.")
-@click.option("--out", "out", multiple=True, metavar="FILE[:DEST]", callback=_files, help="Copy FILE out of /work after success.")
-@click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Let the command reach that host (not built yet).")
-@click.option("--secret", "secrets", multiple=True, metavar="KEY", help="Hand KEY of our environment to the command.")
-@click.option(
-    "--timeout", "timeout_ms", metavar="TIME", callback=_duration, help="End the command after that time: 30s, 1500ms, 5m, 1h [1h]."
-)
-@click.option("--mem", "memory_bytes", metavar="SIZE", callback=_size, help="Memory limit: 512M, 1G.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on standard output, the command's output in it, instead of all else."
-)
-@click.option("--print-spec", is_flag=True, help="Print the document that would be run, and run nothing.")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARGUMENT]...")
-@click.pass_context
-def run(ctx: click.Context, /, *, interactive: bool, as_json: bool, print_spec: bool, **given: Any) -> NoReturn:
-    """Run a COMMAND in a cell: no network, no files of this host but the system, nothing left afterwards.
-
-    Exit code: the command's own; 124 time-out, 126 cannot be executed, 127 not found, 128 + n signal n, 125 ours.
-    """
+def run(launcher: "Launcher | None", *, interactive: bool, as_json: bool, print_spec: bool, **given: Any) -> int:
+    """Do what the options of run_options.py say; the exit code."""
     from cellos.client.local import document_bytes, take_secrets
     from cellos.errors import CellosError
 
@@ -88,13 +30,13 @@ def run(ctx: click.Context, /, *, interactive: bool, as_json: bool, print_spec: 
         options = _options(**given)
         if print_spec:
             _write(document_bytes(options))
-            ctx.exit(0)
+            return 0
         secrets = take_secrets(options.secrets, os.environ)
         with StopSignals() as stop:
-            finished = _execute(options, secrets, ctx.obj, stop.descriptor, interactive=interactive, as_json=as_json)
+            finished = _execute(options, secrets, launcher, stop.descriptor, interactive=interactive, as_json=as_json)
     except CellosError as error:
         _fail(error, as_json=as_json)
-        ctx.exit(OURS)
+        return OURS
     code = exit_code(finished.outcome, stopped_by=stop.received)
     if as_json:
         _write(_json(finished, code))
@@ -104,7 +46,7 @@ def run(ctx: click.Context, /, *, interactive: bool, as_json: bool, print_spec: 
         say(words.closing_line(options.argv[0], finished.outcome, finished.evidence, code))
         for hint in words.hints(options, finished.outcome):
             say(f"cellos: {hint}")
-    ctx.exit(code)
+    return code
 
 
 def _options(

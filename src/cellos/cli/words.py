@@ -1,8 +1,6 @@
 """What `cellos run` says to people at the end: one line, and hints where a run failed for a reason that has a known cure."""
 
 import os
-import shutil
-import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -81,6 +79,8 @@ def duration(milliseconds: int) -> str:
 
 def signal_name(number: int) -> str:
     """`signal 9 (SIGKILL)`."""
+    import signal
+
     try:
         return f"signal {number} ({signal.Signals(number).name})"
     except ValueError:
@@ -92,6 +92,8 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
     if outcome.command is None or outcome.reason is None or outcome.interrupted or outcome.timed_out is not None:
         return
     if outcome.command.spawn_error is not None and "/" not in options.argv[0]:
+        import shutil
+
         found = shutil.which(options.argv[0])
         if found is not None and not _visible(options, found):
             real = os.path.realpath(found)

@@ -3,10 +3,10 @@
 `run` is what `import cellos` offers. `cellos run` goes the same way: options become an ExecutionCell document, the document is run.
 """
 
+import _thread
 import math
 import os
 import sys
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -273,7 +273,7 @@ class _Shared:
     """The launcher and host of this process, made at the first run."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = _thread.allocate_lock()
         self.launcher: Launcher | None = None
         self.config: Config | None = None
         self.host: Host | None = None

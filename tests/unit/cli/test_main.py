@@ -36,6 +36,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
         return ended.value.code
 
     monkeypatch.setattr(main, "_start_launcher", lambda: None)
+    monkeypatch.setattr(main, "_run", lambda *_: None)  # what follows is about the frame
     monkeypatch.setattr(main, "leave", sys.exit)  # the real one would end the tests
     yield call
     import gc

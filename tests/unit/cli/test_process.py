@@ -54,6 +54,36 @@ class TestSay:
         assert capfd.readouterr().err == "two\\nlines \\x1b[31m café ✓ \\udcff \\u202e\n"
 
 
+def python(*lines: str) -> str:
+    """What a script prints in a process of its own: here everything is loaded already."""
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+class TestMsgspec:
+    def test_it_is_loaded_without_typing_extensions(self) -> None:
+        assert python(
+            "import sys; from cellos.cli.process import load_msgspec; load_msgspec()",
+            "print('msgspec' in sys.modules, 'inspect' in sys.modules)",
+            "from typing_extensions import TypedDict",
+            "from typing import Required",
+            "from msgspec import json, Struct",
+            "class Part(TypedDict): x: Required[int]",
+            "class Whole(Struct): part: Part",
+            'print(json.decode(\'{"part": {"x": 1}}\', type=Whole))',
+        ).splitlines() == ["True False", "Whole(part={'x': 1})"]
+
+    def test_what_is_loaded_already_stays(self) -> None:
+        assert python(
+            "import sys, typing_extensions; from cellos.cli.process import load_msgspec; load_msgspec()",
+            "print(sys.modules['typing_extensions'] is typing_extensions)",
+        ) == "True\n"  # fmt: skip
+
+    def test_it_may_be_loaded_twice(self) -> None:
+        assert python("from cellos.cli.process import load_msgspec as load; load(); load(); import typing_extensions; load()") == ""
+
+
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_what_was_closed_is_nobodys(closed: str) -> None:
     code = (

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from cellos.cli import run as module
-from cellos.cli.run import run
+from cellos.cli.run_command import run
 
 
 def parsed(*arguments: str) -> dict[str, object]:
