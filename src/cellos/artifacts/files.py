@@ -1,7 +1,8 @@
 """Artifact stores on the local file system. An artifact appears under its name whole or not at all.
 
 Both write a file without a name in the destination's directory, and name it at the end. `DirectoryStore` never replaces anything and
-follows no link below its root; `PlacedFiles` puts each artifact where its owner said, replacing what is there.
+follows no link below its root; `PlacedFiles` puts each artifact where its owner said, replacing what is there. A content type has no place
+in a file system: it is in the document, and not kept here.
 """
 
 from __future__ import annotations
@@ -25,11 +26,18 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 class DirectoryStore:
     """ArtifactStore: `<root>/<cell id>/<name>`. The root and the cell's directory are made when needed; an existing artifact is refused."""
 
+    kind = "local"
+    target: str | None = None
+
     def __init__(self, root: str) -> None:
         self._root = os.path.abspath(root)
 
-    def put(self, cell_id: str, name: str, source: BinaryIO) -> Receipt:
-        """Store one artifact; `destination` of the receipt is `<cell id>/<name>`."""
+    def destination(self, cell_id: str, name: str) -> str:
+        """`<cell id>/<name>`: where the root lies is the operator's matter."""
+        return f"{cell_id}/{name}"
+
+    def put(self, cell_id: str, name: str, source: BinaryIO, *, content_type: str | None = None) -> Receipt:
+        """Store one artifact."""
         check_cell_segment(cell_id)
         check_artifact_name(name)
         directory = self._open_directory(cell_id)
@@ -37,7 +45,7 @@ class DirectoryStore:
             written = _copy(source, directory, name, shown=f"{self._root}/{cell_id}/{name}", mode=0o640, replace=False)
         finally:
             os.close(directory)
-        return Receipt(target_kind="local", target_name=None, destination=f"{cell_id}/{name}", bytes_written=written)
+        return Receipt(target_kind=self.kind, target_name=None, destination=self.destination(cell_id, name), bytes_written=written)
 
     def _open_directory(self, cell_id: str) -> int:
         try:
@@ -58,10 +66,17 @@ class DirectoryStore:
 class PlacedFiles:
     """ArtifactStore: each artifact name has a path of its own, whose directory must exist. What is there is replaced."""
 
+    kind = "local"
+    target: str | None = None
+
     def __init__(self, destinations: Mapping[str, str]) -> None:
         self._destinations = dict(destinations)
 
-    def put(self, cell_id: str, name: str, source: BinaryIO) -> Receipt:
+    def destination(self, cell_id: str, name: str) -> str | None:
+        """The path that was given for the name, as it was given."""
+        return self._destinations.get(name)
+
+    def put(self, cell_id: str, name: str, source: BinaryIO, *, content_type: str | None = None) -> Receipt:
         """Store one artifact at the path given for its name, which is also the receipt's `destination`."""
         path = self._destinations.get(name)
         if path is None:
@@ -77,7 +92,7 @@ class PlacedFiles:
             written = _copy(source, directory, base, shown=path, mode=0o666, replace=True)
         finally:
             os.close(directory)
-        return Receipt(target_kind="local", target_name=None, destination=path, bytes_written=written)
+        return Receipt(target_kind=self.kind, target_name=None, destination=path, bytes_written=written)
 
 
 def check_cell_segment(cell_id: str) -> None:
