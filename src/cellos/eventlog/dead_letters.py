@@ -1,7 +1,7 @@
 """Dead letters: events that a sink did not take, one file each, in a directory that an operator chose (CELLOS_DLQ_DIR).
 
-`<unix ms>-<event id>.jsonl` (characters of the id other than letters, digits, `.`, `_`, `-` become `_`; a name that is taken gets `-2`, `-3`
-… at its end) holds one line, `{"error":"<why>","event":<the event's final bytes>}`: redacted, linked and signed as every sink gets it, so
+`<unix ms>-<event id>.jsonl` (characters of the id other than letters, digits, `.`, `_`, `-` become `_`; where a name is taken, `-2`, `-3` …
+follow the id) holds one line, `{"error":"<why>","event":<the event's final bytes>}`: redacted, linked and signed as every sink gets it, so
 that `cellos spool replay` sends the very same bytes. Files have mode 0600. Nothing of ours removes them but a replay.
 """
 
@@ -55,6 +55,10 @@ class DeadLetters:
     """A directory of dead letters. May be used from several threads and processes."""
 
     def __init__(self, directory: str, *, now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
+        """Raises EventSinkError, with nothing but the reason, where nothing can be kept there."""
+        fault = directory_fault(directory)
+        if fault is not None:
+            raise EventSinkError(fault)
         self.directory = directory
         self._now_ms = now_ms
 

@@ -19,6 +19,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from cellos.errors import CellosError, EventSinkError
+from cellos.eventlog import nats
 from cellos.eventlog.breaker import Reconnecting
 from cellos.eventlog.jetstream import EventRefused, JetStreamEventSink, PubAck
 from cellos.eventlog.nats import ACK_SECONDS, CONNECT_SECONDS
@@ -48,17 +49,31 @@ class Undelivered(Struct, frozen=True, kw_only=True):
     error: str
 
 
-class Forwarder:
-    """EventSink that publishes in the background. `connect` opens a connection within so many seconds or raises EventSinkError.
+class Connect(Protocol):
+    """`cellos.eventlog.nats.connect`, or what stands for it. Raises EventSinkError, ConfigError."""
 
-    The thread starts at once. `finish` or `close` must be called, once.
+    def __call__(self, url: str, *, ca_file: str | None, timeout: float) -> Link: ...
+
+
+class Forwarder:
+    """EventSink that publishes in the background. The thread starts at once; `finish` or `close` must be called.
+
+    `url`: as NATS_URL; `ca_file`: as NATS_CA_FILE; `subject`: of every event.
     """
 
-    def __init__(self, connect: Callable[[float], Link], subject: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        url: str,
+        subject: str,
+        *,
+        ca_file: str | None = None,
+        connect: Connect = nats.connect,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.count = 0
         """Events that the stream acknowledged."""
         self._monotonic = monotonic
-        self._publisher = _Reconnecting(connect, self._seconds_left)
+        self._publisher = _Reconnecting(lambda seconds: connect(url, ca_file=ca_file, timeout=seconds), self._seconds_left)
         self._sink = JetStreamEventSink(self._publisher, subject, monotonic=monotonic, sleep=self._pause)
         self._lock = _thread.allocate_lock()
         self._waiting: deque[tuple[str, bytes]] = deque()

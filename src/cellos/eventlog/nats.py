@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from cellos.errors import EventSinkError, os_error_text
 from cellos.eventlog import nats_protocol as protocol
 from cellos.eventlog.jetstream import EventRefused, PubAck, read_answer
-from cellos.eventlog.nats_url import DEFAULT_PORT, Server, read_servers
+from cellos.eventlog.nats_url import Server, read_servers
 
 if TYPE_CHECKING:
     import ssl
@@ -27,7 +27,6 @@ CONNECT_SECONDS = 2.0
 ACK_SECONDS = 5.0
 _INBOX_SID = "1"
 _READ_BYTES = 1 << 16
-_LISTENS_SECONDS = 0.2
 _TOO_LATE = "no answer in time"
 
 Answer = PubAck | EventSinkError
@@ -52,18 +51,6 @@ def connect(
         except EventSinkError as error:
             failures.append(error.text)
     raise EventSinkError(f"nats connect: {'; '.join(failures)}")
-
-
-def default_server_listens() -> bool:
-    """Whether anything listens where NATS is by default. A loopback connection that is refused costs next to nothing."""
-    probe = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
-    try:
-        probe.settimeout(_LISTENS_SECONDS)
-        return probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) == 0
-    except OSError:
-        return False
-    finally:
-        probe.close()
 
 
 class Connection:

@@ -2,12 +2,15 @@
 
 It is the truth about what a run emitted: other sinks are behind it, never ahead. After a crash `recover` tells where the run stopped,
 so that whoever finishes the run can continue its chain.
+
+What NATS has not acknowledged by the end of a run waits here for `cellos spool replay`. A spool directory that is full takes no new runs:
+a run whose events could not be kept anywhere must not begin.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 
@@ -16,6 +19,9 @@ from cellos.eventlog.append import Appender
 
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _BLOCK = 1 << 16
+_SUFFIX = ".jsonl"
+
+SPOOL_LIMIT_BYTES = 256 << 20
 
 
 class Spool:
@@ -37,6 +43,61 @@ class Spool:
     def close(self) -> None:
         """Idempotent."""
         self._file.close()
+
+
+def require_room(directory: str, *, limit: int = SPOOL_LIMIT_BYTES) -> None:
+    """Raises EventSinkError where the spools of a directory have reached `limit` bytes. Costs one listing."""
+    try:
+        total = spooled_bytes(directory)
+    except OSError as error:
+        raise EventSinkError(f"spool {directory}: {os_error_text(error)}") from error
+    if total >= limit:
+        raise EventSinkError(
+            f"spool full: {directory} holds {total / (1 << 20):.1f} MiB of events that wait for NATS, and no run begins above "
+            f"{limit / (1 << 20):g} MiB; send them: cellos spool replay {directory}"
+        )
+
+
+def spooled_bytes(directory: str) -> int:
+    """Bytes in the spools of a directory. Raises OSError."""
+    total = 0
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.endswith(_SUFFIX):
+                try:
+                    total += entry.stat(follow_symlinks=False).st_size
+                except FileNotFoundError:  # a run has just ended
+                    continue
+    return total
+
+
+def keep_only(path: str, lines: Iterable[bytes]) -> None:
+    """Put these lines, what still waits of a spool that nobody writes any more, in the place of its content; without any, remove it.
+
+    At once: whoever opens the file sees the old or the new content. Raises EventSinkError; then it is as it was.
+    """
+    waiting = list(lines)
+    new = f"{path}.new"
+    try:
+        if not waiting:
+            os.unlink(path)
+            return
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            file = Appender(descriptor, new)
+            try:
+                for line in waiting:
+                    file.append(line)
+            finally:
+                file.close()
+            os.rename(new, path)
+        except BaseException:
+            os.unlink(new)
+            raise
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise EventSinkError(f"spool {path}: {os_error_text(error)}") from error
 
 
 class Recovered(Struct, frozen=True, kw_only=True):
