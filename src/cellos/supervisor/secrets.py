@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import _socket
 import _thread
+import errno
 import os
 import select
 from _operator import _compare_digest as compare_digest  # `hmac`, its public name, loads OpenSSL
@@ -79,7 +80,7 @@ class SecretSession:
     """Serves `values` on a cell's listener from `__enter__` to `close`, and then forgets them. It owns the listener from the beginning.
 
     `ttl_seconds` is the time of each key, or of all; it counts from `__enter__`. `mode` is how the document spells the delivery.
-    `monotonic` is called in the session's thread.
+    `monotonic` is called in the session's thread. To make and to enter one raises OSError; then the listener is closed.
     """
 
     def __init__(
@@ -102,7 +103,11 @@ class SecretSession:
         self._accept_after = 0.0
         self._listener: _socket.socket | None = _socket.socket(fileno=listener.descriptor)
         self._listener.setblocking(False)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._listener.close()
+            raise
         self._running = _thread.allocate_lock()
         self.environment = {
             "CELLOS_SECRET_DELIVERY": mode,
@@ -124,10 +129,10 @@ class SecretSession:
         self._running.acquire()
         try:
             _thread.start_new_thread(self._serve, ())
-        except RuntimeError:  # this process may have no more threads
+        except RuntimeError:
             self._running.release()
             self.close()
-            raise
+            raise OSError(errno.EAGAIN, "this process may have no more threads") from None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

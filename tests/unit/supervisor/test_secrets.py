@@ -212,6 +212,18 @@ class TestSession:
     def test_it_shows_no_value(self, place: Place) -> None:
         assert repr(place.session) == "SecretSession(3 keys)"
 
+    def test_one_that_cannot_be_made_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        before = os.listdir("/proc/self/fd")
+
+        def refuse(*_: object) -> int:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(os, "eventfd", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            Place(Path())
+        assert os.listdir("/proc/self/fd") == before
+
     def test_the_thread_of_one_that_cannot_start_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         before = os.listdir("/proc/self/fd")
@@ -221,7 +233,7 @@ class TestSession:
             raise RuntimeError("can't start new thread")
 
         monkeypatch.setattr("cellos.supervisor.secrets._thread.start_new_thread", refuse)
-        with pytest.raises(RuntimeError, match="can't start new thread"), place.session:
+        with pytest.raises(OSError, match="this process may have no more threads"), place.session:
             pass
         assert os.listdir("/proc/self/fd") == before
 
