@@ -24,14 +24,9 @@ ORDER = 2**252 + 27742317777372353535851937790883648493
 _P = 2**255 - 19
 _D = -121665 * pow(121666, -1, _P) % _P
 _Y_BITS = (1 << 255) - 1
-_SMALL_ORDER_Y = {
-    1: 1,
-    _P - 1: 2,
-    0: 4,
-    2707385501144840649318225287225658788936804267575313519463743609750303021862: 8,
-    55188659117513257062467267217118295137698188065244968500265048394206261417927: 8,
-}
-"""The y of the eight points of small order, and what that order is: two points each, but for the first two, with x = 0."""
+_Y_OF_ORDER_8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
+_SMALL_ORDER_Y = {1: 1, _P - 1: 2, 0: 4, _Y_OF_ORDER_8: 8, _P - _Y_OF_ORDER_8: 8}
+"""The y of the eight points of small order, and what that order is. Two points have the same y, but for the first two, where x is 0."""
 
 
 class KeyRefusedError(ValueError):
