@@ -92,7 +92,7 @@ class Targets:
 
         Raises ExportError where an artifact has nowhere to go, or two would be written to one URL; ConfigError where no client can be made.
         """
-        places: dict[str, str] = {}
+        places: dict[str, Artifact] = {}
         for artifact in self._artifacts:
             store = self._store_of(artifact)
             if store is None:
@@ -100,11 +100,11 @@ class Targets:
                 raise ExportError(f'export requested for artifact "{artifact.name}" but no export sink is configured; {cure}')
             if not isinstance(store, DirectoryStore):
                 store.upload.open()
-                first = places.setdefault(store.url("cell", artifact.name), artifact.name)
-                if first is not artifact.name:
+                first = places.setdefault(store.url("cell", artifact.name), artifact)
+                if first is not artifact:
                     shown = store.destination("cell", artifact.name)
                     raise ExportError(
-                        f'artifacts "{first}" and "{artifact.name}" would both be written to {shown}: '
+                        f'artifacts "{first.name}" and "{artifact.name}" would both be written to {shown}: '
                         "put {artifact_name} into the URL, or give each a target of its own"
                     )
 
