@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import msgspec
 
 from cellos.core.documents import strict
+from cellos.core.documents.execution_cell import U32
+from cellos.core.documents.shape import to_struct
 from cellos.core.documents.wording import quoted
 from cellos.core.evidence import ed25519
 from cellos.core.evidence.base64 import Base64Error, decode_url
@@ -53,7 +54,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     payload_digest: str
     produced_at: str
     replaces_envelope_digest: str | None = None
-    required_signer_count: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] | None = None
+    required_signer_count: U32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,11 @@ class Verified:
 
 
 def read_envelope(raw: bytes) -> Envelope:
-    """The envelope in a file. Raises SpecSyntaxError; its `text` says what is wrong, for the caller to say where."""
-    value = strict.decode(raw)
+    """The envelope in a file. Raises EvidenceError; its `text` says what is wrong with the JSON, for the caller to say where."""
     try:
-        return msgspec.convert(value, Envelope)
-    except msgspec.ValidationError as error:
-        raise SpecSyntaxError(str(error)) from None
+        return to_struct(strict.decode(raw), Envelope, allow_unknown_fields=True)
+    except SpecSyntaxError as error:
+        raise EvidenceError(error.text) from None
 
 
 def verify_envelope(envelope: Envelope, keys: Mapping[str, Ed25519PublicKey], now_ns: int) -> Verified:
