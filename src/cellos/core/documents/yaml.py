@@ -11,7 +11,6 @@ without recursion.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
@@ -47,7 +46,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _TABS = "tabs cannot indent; use blanks"
 _TOO_EARLY = "the document ends too early"
 _TEXT_AFTER = "there is text after the end of the document"
-_NO_CHARACTER = "a \\ escape stands for no character: half of a surrogate pair, or beyond Unicode"
+_NO_CHARACTER = "a \\ escape stands for no character (half of a surrogate pair, or beyond Unicode); write the character itself"
 _ESCAPE = "unknown \\ escape in double quotes; in single quotes there are none"
 _DIRECTIVES = "directives are not read; documents are YAML 1.2"
 _UNEXPECTED = "unexpected here, or the indentation does not fit the lines above"
@@ -190,7 +189,7 @@ def _plain(text: str, mark: Mark) -> object:
         _refuse_at(mark, f"{text} is not a finite number")
     if not _FLOAT.fullmatch(text):
         return text
-    if not math.isfinite(number := float(text)):
+    if abs(number := float(text)) == float("inf"):
         _refuse_at(mark, "the number is too large")
     return number
 
