@@ -87,19 +87,25 @@ class TestBrokers:
             ({}, 'secret API_TOKEN unresolvable via memory broker: secret broker: no value was handed over for secret key "API_TOKEN"'),
             (
                 {"CELLOS_BROKER": "env"},
-                "secret API_TOKEN unresolvable via env broker: secret broker: env var CELLOS_SECRET_API_TOKEN not set"
-                ' (required for secret key "API_TOKEN")',
+                (
+                    "secret API_TOKEN unresolvable via env broker: secret broker: env var CELLOS_SECRET_API_TOKEN not set"
+                    ' (required for secret key "API_TOKEN")'
+                ),
             ),
             ({"CELLOS_BROKER": "env", "CELLOS_SECRET_API_TOKEN": ""}, "secret API_TOKEN unresolvable via env broker"),
             (
                 {"CELLOS_BROKER": "file", "CELLOS_SECRET_FILE_API_TOKEN": "/dev/null"},
-                'secret API_TOKEN unresolvable via file broker: secret broker: read secret file for key "API_TOKEN" at "/dev/null":'
-                " not a regular file",
+                (
+                    'secret API_TOKEN unresolvable via file broker: secret broker: read secret file for key "API_TOKEN" at "/dev/null":'
+                    " not a regular file"
+                ),
             ),
             (
                 {"CELLOS_BROKER": "github-oidc"},
-                "secret API_TOKEN unresolvable via github-oidc broker: secret broker: ACTIONS_ID_TOKEN_REQUEST_URL not set"
-                " — is this a GitHub Actions environment with `permissions: id-token: write`?",
+                (
+                    "secret API_TOKEN unresolvable via github-oidc broker: secret broker: ACTIONS_ID_TOKEN_REQUEST_URL not set"
+                    " — is this a GitHub Actions environment with `permissions: id-token: write`?"
+                ),
             ),
         ],
     )
