@@ -7,9 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from cellos.backends.linux import LinuxBackend
+from cellos.backends.settings import LinuxSettings
 from cellos.backends.stub import StubBackend
 from cellos.ports import CellBackend
 from cellos.sandbox.launcher import Launcher
+from cellos.sandbox.seccomp import denying
 from cellos.testing.backend import FakeBackend
 from cellos.testing.conformance import BackendConformance
 
@@ -80,3 +82,12 @@ class TestLinux(BackendConformance):
     @pytest.fixture
     def backend(self, launcher: Launcher) -> CellBackend:
         return LinuxBackend(launcher=launcher)
+
+
+@pytest.mark.linux_backend
+class TestLinuxWithAnotherFilter(BackendConformance):
+    """A command with a filter of the operator's is started another way, and nobody sees a difference."""
+
+    @pytest.fixture
+    def backend(self, launcher: Launcher) -> CellBackend:
+        return LinuxBackend(launcher=launcher, settings=LinuxSettings(program=denying({})))

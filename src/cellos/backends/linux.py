@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING
 
 from cellos.backends.linux_cell import TEARDOWN_SECONDS, LinuxCell, check_argv, explain, too_little_memory
 from cellos.backends.security import last_capability, read_status
-from cellos.errors import HostBackendError, Unenforceable
+from cellos.backends.settings import CPU, MEMORY, NO_LIMIT, PARENT, LinuxSettings
+from cellos.errors import ConfigError, HostBackendError, Unenforceable
 from cellos.ports import Isolation, Refusal, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox.cures import OWN_GROUP
-from cellos.sandbox.launcher import Launcher, LauncherError
+from cellos.sandbox.launcher import PARENT_STEP, Launcher, LauncherError
 from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
 if TYPE_CHECKING:
-    from cellos.core.documents import CellSpec, Limits
+    from cellos.core.documents import CellSpec, CpuMax, Limits
 
 
 MIB = 1 << 20
@@ -52,16 +53,26 @@ _NOT_ENFORCED = (
 
 
 class LinuxBackend:
-    """Cells on this host's kernel. Thread-safe. Needs a started `launcher`, and waits for it. Raises MissingPrimitive, HostBackendError."""
+    """Cells on this host's kernel. Thread-safe. Needs a started `launcher`, and waits for it.
+
+    Raises MissingPrimitive, HostBackendError; ConfigError for a setting that this host cannot hold.
+    """
 
     kind = "linux"
 
-    def __init__(self, *, launcher: Launcher) -> None:
+    def __init__(self, *, launcher: Launcher, settings: LinuxSettings | None = None) -> None:
         self._launcher = launcher
+        self._settings = settings or LinuxSettings()
         try:
             self._hierarchy = launcher.hierarchy()
         except LauncherError as error:
+            if error.step == PARENT_STEP:
+                raise ConfigError(f"{PARENT}: {error.step} {error.text} (os error {error.errno})") from error
             raise explain(error.step, error.errno, error.text) from error
+        if self._settings.memory_bytes and not self._can(cgroups.MEMORY):
+            raise ConfigError(f"{MEMORY}: {_no_controller('memory')}")
+        if self._settings.cpu_quota_micros and not self._can(cgroups.CPU):
+            raise ConfigError(f"{CPU}: {_no_controller('cpu')}")
         self._last_cap = last_capability()
         self._reserved: dict[str, int] = {}
 
@@ -100,7 +111,7 @@ class LinuxBackend:
             check_argv(spec.run.argv)
         reserved = self._reserved.pop(key, None)
         try:
-            cell = LinuxCell(self._launcher.clone(self._launcher.reserve() if reserved is None else reserved))
+            cell = LinuxCell(self._launcher.clone(self._launcher.reserve() if reserved is None else reserved), self._settings.program)
         except LauncherError as error:
             raise explain(error.step, error.errno, error.text) from error
         try:
@@ -127,8 +138,8 @@ class LinuxBackend:
     def _can(self, controller: str) -> bool:
         return self._hierarchy is not None and controller in self._hierarchy.controllers
 
-    def _limits(self, declared: Limits | None) -> tuple[dict[str, int], tuple[str, ...]]:
-        """The limits that will really be applied, and what stays unbounded."""
+    def _limits(self, declared: Limits | None) -> tuple[dict[str, int], tuple[str, ...], cgroups.Limits]:
+        """The limits that will really be applied, what stays unbounded, and what the control groups do of it."""
         limits = {
             "pids": DEFAULT_PIDS if self._can(cgroups.PIDS) else _at_most(resource.RLIMIT_NPROC, DEFAULT_PIDS),
             "workBytes": WORK_BYTES,
@@ -145,32 +156,49 @@ class LinuxBackend:
             unbounded.append("core")
         else:
             limits["coreBytes"] = 0
-        if self._can(cgroups.MEMORY):
-            wanted = declared.memory_max_bytes if declared and declared.memory_max_bytes else DEFAULT_MEMORY_BYTES
-            limits["memoryBytes"] = min(wanted, _MOST_MEMORY_BYTES) // _PAGE * _PAGE  # as the kernel counts
+        memory = self._memory(declared.memory_max_bytes if declared else None)
+        if memory:
+            limits["memoryBytes"] = memory
             limits["swapBytes"] = 0
         else:
             unbounded.append("memory")
-        if self._can(cgroups.CPU):
-            cpu = declared.cpu_max if declared else None
-            period = (cpu.period_micros if cpu else None) or cgroups.DEFAULT_PERIOD_MICROS
-            limits["cpuMicrosPerSecond"] = cpu.quota_micros * 1_000_000 // period if cpu else DEFAULT_CPU_MICROS_PER_SECOND
+        quota, period = self._cpu(declared.cpu_max if declared else None)
+        if quota:
+            limits["cpuMicrosPerSecond"] = quota * 1_000_000 // period
         else:
             unbounded.append("cpu")
-        return limits, tuple(unbounded)
+        group = cgroups.Limits(memory_bytes=memory, pids=limits["pids"], cpu_quota_micros=quota, cpu_period_micros=period)
+        return limits, tuple(unbounded), group
+
+    def _memory(self, declared: int | None) -> int | None:
+        """Bytes, as the kernel counts; None where nothing limits."""
+        wanted = next(value for value in (declared, self._settings.memory_bytes, DEFAULT_MEMORY_BYTES) if value is not None)
+        if wanted == NO_LIMIT or not self._can(cgroups.MEMORY):
+            return None
+        return min(wanted, _MOST_MEMORY_BYTES) // _PAGE * _PAGE
+
+    def _cpu(self, declared: CpuMax | None) -> tuple[int | None, int]:
+        """Quota, None where nothing limits, and period, in microseconds."""
+        settings = self._settings
+        if declared:
+            quota, period = declared.quota_micros, declared.period_micros or cgroups.DEFAULT_PERIOD_MICROS
+        elif settings.cpu_quota_micros is not None:
+            quota, period = settings.cpu_quota_micros, settings.cpu_period_micros
+        else:
+            quota, period = DEFAULT_CPU_MICROS_PER_SECOND * cgroups.DEFAULT_PERIOD_MICROS // 1_000_000, cgroups.DEFAULT_PERIOD_MICROS
+        return (quota if quota != NO_LIMIT and self._can(cgroups.CPU) else None), period
 
     def _set_up(self, cell: LinuxCell, spec: CellSpec) -> Isolation:
         """Everything that this cell has of its own; returns what was applied."""
-        limits, unbounded = self._limits(spec.run.limits if spec.run else None)
+        limits, unbounded, group_limits = self._limits(spec.run.limits if spec.run else None)
         if cell.group:
-            cpu = spec.run.limits.cpu_max if spec.run and spec.run.limits else None
             try:
-                _limit_group(cell.group, limits, cpu.quota_micros if cpu else None, cpu.period_micros if cpu else None)
+                cell.group.limit(group_limits)
             except OSError as error:
                 if error.errno == errno.EBUSY:  # version 1 does not take a memory limit below what is used
                     raise too_little_memory() from error
                 raise
-            if cgroups.MEMORY in cell.group.hierarchy.controllers and not cell.group.limits_swap():
+            if "swapBytes" in limits and not cell.group.limits_swap():
                 del limits["swapBytes"]
                 unbounded = (*unbounded, "swap")
         mounts = [(m.source, m.target or m.source) for m in spec.authority.filesystem.mounts] if spec.authority.filesystem else []
@@ -227,17 +255,6 @@ def _cpu_refusals(quota: int, period: int | None) -> list[Refusal]:
     if period is not None and not 1000 <= period <= 1_000_000:
         refused.append(Refusal(field="spec.run.limits.cpuMax.periodMicros", why="the kernel takes 1000 to 1000000"))
     return refused
-
-
-def _limit_group(group: cgroups.Group, limits: Mapping[str, int], quota: int | None, period: int | None) -> None:
-    group.limit(
-        cgroups.Limits(
-            memory_bytes=limits.get("memoryBytes"),
-            pids=limits["pids"],
-            cpu_quota_micros=quota or limits.get("cpuMicrosPerSecond", 0) * cgroups.DEFAULT_PERIOD_MICROS // 1_000_000 or None,
-            cpu_period_micros=period or cgroups.DEFAULT_PERIOD_MICROS,
-        )
-    )
 
 
 def _open_trees(mounts: Sequence[tuple[str, str]]) -> list[int]:

@@ -28,23 +28,25 @@ from cellos.sandbox.launcher import Cloned
 from cellos.sandbox.layout import SOCKET_PATH
 
 if TYPE_CHECKING:
-    from cellos.sandbox.messages import InitRequest
+    from cellos.sandbox.messages import CommandRequest, InitRequest
 
 
 TEARDOWN_SECONDS = 5.0
 _START_REPORT_MILLISECONDS = 100
 _BACKLOG = 64
 """Programs in the cell that may wait to be accepted."""
+_SPAWN_STEPS = {"chdir": "spec.run.workingDirectory: ", "seccomp": "seccomp: "}
 LARGEST_ARGUMENT = 131071
 """Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
 
 
 class LinuxCell:
-    """One cell from its clone to the residue check. Owned by one thread."""
+    """One cell from its clone to the residue check. Owned by one thread. `program`: a filter for the command, on top of the cell's."""
 
-    def __init__(self, cloned: Cloned) -> None:
+    def __init__(self, cloned: Cloned, program: bytes = b"") -> None:
         self.isolation = Isolation(backend="linux")
         self.group = cloned.group
+        self._program = program
         self.cloned: Cloned | None = cloned
         self.control_socket: _socket.socket | None = _socket.socket(fileno=cloned.control)
         self.ids = (cloned.host_id.number, cloned.host_id.number) if cloned.host_id else (os.geteuid(), os.getegid())
@@ -188,7 +190,12 @@ class LinuxCell:
         if self.control_socket is None or self.cloned is None:
             raise HostBackendError("the cell is gone")
         self._on_started = on_started
-        request = {"argv": list(command.argv), "env": dict(command.environment), "cwd": command.working_directory or "/work"}
+        request: CommandRequest = {
+            "argv": list(command.argv),
+            "env": dict(command.environment),
+            "cwd": command.working_directory or "/work",
+            "filter": self._program,
+        }
         started = time.monotonic()
         with Relay(command) as relay:
             for descriptor in relay.child_ends:
@@ -216,8 +223,7 @@ class LinuxCell:
         exit_code = signal = spawn_error = spawn_errno = None
         if "not_started" in answer:
             spawn_errno = answer["not_started"]
-            what = "spec.run.workingDirectory: " if answer["step"] == "chdir" else ""
-            spawn_error = f"{what}{os.strerror(spawn_errno)} (os error {spawn_errno})"
+            spawn_error = f"{_SPAWN_STEPS.get(answer['step'], '')}{os.strerror(spawn_errno)} (os error {spawn_errno})"
         elif "exited" in answer:
             exit_code = answer["exited"] if answer["exited"] >= 0 else None
             signal = -answer["exited"] if answer["exited"] < 0 else None
@@ -323,7 +329,10 @@ def _wait_for_end(pidfd: int, deadline: float) -> bool:
 
 
 def too_little_memory() -> HostBackendError:
-    return HostBackendError("the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough")
+    return HostBackendError(
+        "the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough; "
+        "for a spec without one it is CELLOS_CGROUP_MEMORY_MAX"
+    )
 
 
 def check_argv(argv: Sequence[str]) -> None:

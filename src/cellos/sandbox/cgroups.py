@@ -56,19 +56,31 @@ class Hierarchy:
 def discover(*, root: str = "", parent: str | None = None, ours: frozenset[int] = frozenset()) -> Hierarchy | None:
     """The groups that this process may use, or None where it may not make any.
 
-    Version 2 is taken where it has controllers, and needs a directory that was delegated to us (Delegate= of a systemd unit): `parent`, or
-    our own group if it holds no process besides `ours`, as a group with members cannot hand controllers to its children. One that has moved
-    aside before is known by the name of that leaf, so that a second launcher of a process finds the same group.
+    Version 2 is taken where it has controllers, and needs a directory that was delegated to us (Delegate= of a systemd unit): our own group
+    if it holds no process besides `ours`, as a group with members cannot hand controllers to its children. One that has moved aside before
+    is known by the name of that leaf, so that a second launcher of a process finds the same group.
     Only controllers that can really be written to are named.
+
+    `parent`: a directory to use instead of our own group; on version 1 it stands for the controllers in whose hierarchy it lies. Raises
+    OSError, with a path, where it cannot be used: somebody chose it.
     """
     own = _own_groups(_read(f"{root}/proc/self/cgroup"))
     mount = f"{root}/sys/fs/cgroup"
+    if parent is not None and not os.path.isabs(parent):
+        raise OSError(errno.EINVAL, "not an absolute path", parent)
     if os.path.exists(f"{mount}/cgroup.controllers"):
-        directory = root + parent if parent else mount + own.get("", "/").removesuffix(f"/{_LEAF}").rstrip("/")
-        return _discover_v2(directory, ours)
+        if parent is not None:
+            return _discover_v2(root + parent, ours)
+        try:
+            return _discover_v2(mount + own.get("", "/").removesuffix(f"/{_LEAF}").rstrip("/"), ours)
+        except OSError:
+            return None
+    chosen = {} if parent is None else _chosen_v1(mount, root + parent)
     parents = {}
     for controller in CONTROLLERS:
-        if controller in own:
+        if controller in chosen:
+            parents[controller] = chosen[controller]
+        elif controller in own:
             path = f"{mount}/{_V1_MOUNT_NAMES[controller]}{own[controller].rstrip('/')}"
             if os.access(path, os.W_OK):
                 parents[controller] = path
@@ -77,22 +89,42 @@ def discover(*, root: str = "", parent: str | None = None, ours: frozenset[int] 
     return Hierarchy(version=1, parents=parents, controllers=frozenset(parents)) if parents else None
 
 
-def _discover_v2(directory: str, ours: frozenset[int]) -> Hierarchy | None:
-    if not os.access(directory, os.W_OK) or not os.access(f"{directory}/cgroup.subtree_control", os.W_OK):
-        return None
+def _chosen_v1(mount: str, directory: str) -> dict[str, str]:
+    """Controller to `directory`, for those in whose hierarchy it lies. Raises OSError."""
+    _require_writable(directory)
+    place = os.path.realpath(directory)
+    chosen = {}
+    for controller, name in _V1_MOUNT_NAMES.items():
+        hierarchy = os.path.realpath(f"{mount}/{name}")  # cpu is a link to cpu,cpuacct on many hosts
+        if place == hierarchy or place.startswith(hierarchy + "/"):
+            chosen[controller] = directory
+    if not chosen:
+        raise OSError(errno.EINVAL, f"it lies in none of the control groups {', '.join(_V1_MOUNT_NAMES.values())}", directory)
+    return chosen
+
+
+def _discover_v2(directory: str, ours: frozenset[int]) -> Hierarchy:
+    """Raises OSError where the directory is none of ours, or somebody came, or one of us went, while we moved."""
+    _require_writable(directory)
+    if not os.path.exists(f"{directory}/cgroup.subtree_control"):
+        raise OSError(errno.EINVAL, "not a control group", directory)
+    _require_writable(f"{directory}/cgroup.subtree_control")
     cells = f"{directory}/{_CELLS}"
     try:
-        try:
-            _hand_down(directory)
-        except OSError as error:
-            if error.errno != errno.EBUSY or not _make_room(directory, ours):
-                return None
-            _hand_down(directory)
-        os.makedirs(cells, exist_ok=True)
-        controllers = _hand_down(cells)
-    except OSError:  # somebody came, or one of us went, while we moved
-        return None
-    return Hierarchy(version=2, parents={"": cells}, controllers=controllers)
+        _hand_down(directory)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        _make_room(directory, ours)
+        _hand_down(directory)
+    os.makedirs(cells, exist_ok=True)
+    return Hierarchy(version=2, parents={"": cells}, controllers=_hand_down(cells))
+
+
+def _require_writable(path: str) -> None:
+    if not os.access(path, os.W_OK):
+        number = errno.EACCES if os.path.exists(path) else errno.ENOENT
+        raise OSError(number, os.strerror(number), path)
 
 
 def _hand_down(directory: str) -> frozenset[str]:
@@ -105,16 +137,15 @@ def _hand_down(directory: str) -> frozenset[str]:
     return frozenset(CONTROLLERS) & {*enabled, *wanted}
 
 
-def _make_room(directory: str, ours: frozenset[int]) -> bool:
-    """Move ourselves into a leaf of our own group, if nobody else lives there."""
+def _make_room(directory: str, ours: frozenset[int]) -> None:
+    """Move ourselves into a leaf of our own group. Raises OSError where somebody else lives there."""
     members = {int(pid) for pid in _read(f"{directory}/cgroup.procs").split()}
     if members - ours:
-        return False
+        raise OSError(errno.EBUSY, "it holds processes of others", directory)
     leaf = f"{directory}/{_LEAF}"
     os.makedirs(leaf, exist_ok=True)
     for pid in sorted(members):
         _write(f"{leaf}/cgroup.procs", str(pid))
-    return True
 
 
 def writes(hierarchy: Hierarchy, limits: Limits) -> list[tuple[str, str, str, bool]]:

@@ -3,14 +3,15 @@
 It builds what every cell has before it asks what this one shall have, so that a cell can be made ahead of its document.
 
 It runs in a fork of the launcher (a small interpreter without secrets) and never executes anything itself. The command is started with
-posix_spawn, so it inherits what init has put on itself: no capabilities, no_new_privs, limits, Landlock, seccomp.
+posix_spawn, so it inherits what init has put on itself: no capabilities, no_new_privs, limits, Landlock, seccomp. Only where it gets a
+filter more than init has, which posix_spawn cannot give it, init forks.
 
 It talks over one stream socket, `control`, whose only other end is the supervisor's. What it is told is trusted: marshalled values, each
 behind its length. What it tells is not, as a cell surrounds it: lines of JSON, written by hand.
     supervisor -> init    {"last_cap", "limits", "mounts"} with a descriptor of each mount, if the supervisor opened them
     init -> supervisor    {"ready": true, "status": …} with the descriptors of the work directory and of the socket at SOCKET_PATH
                           | {"failed": step, "errno": n}
-    supervisor -> init    {"argv", "env", "cwd"} with the descriptors of standard output, error and, if relayed, input
+    supervisor -> init    {"argv", "env", "cwd", "filter"} with the descriptors of standard output, error and, if relayed, input
     init -> supervisor    {"started": true} | {"not_started": errno, "step": …}
     supervisor -> init    {"terminate": true}: SIGTERM to the command
     init -> supervisor    {"exited": code} (negative: the signal)
@@ -249,30 +250,65 @@ def _obey(control: _Control, child: int) -> None:
 def _start(control: _Control, message: CommandRequest) -> int:
     """Start the command; on failure report and exit."""
     argv, environment = message["argv"], message["env"]
-    outputs = control.take_descriptors()
-    actions: list[tuple[int, int, int]] = [(os.POSIX_SPAWN_DUP2, outputs[0], 1), (os.POSIX_SPAWN_DUP2, outputs[1], 2)]
-    if len(outputs) > 2:
-        actions.append((os.POSIX_SPAWN_DUP2, outputs[2], 0))
+    streams = dict(zip((1, 2, 0), control.take_descriptors(), strict=False))
     step = "chdir"
     try:
         os.chdir(message["cwd"])
         step = "exec"
-        child = os.posix_spawn(
-            _find(argv[0], environment.get("PATH", os.defpath)),
-            argv,
-            environment,
-            file_actions=actions,
-            setsid=True,
-            # Exec hands on what is ignored or blocked: by Python, and by whoever started the supervisor (nohup, a background job).
-            setsigdef=_signal.valid_signals() - {_signal.SIGKILL, _signal.SIGSTOP},
-            setsigmask=(),
-        )
+        program = _find(argv[0], environment.get("PATH", os.defpath))
+        if message["filter"]:
+            child = _fork_and_exec(program, argv, environment, streams, message["filter"])
+        else:
+            child = os.posix_spawn(
+                program,
+                argv,
+                environment,
+                file_actions=[(os.POSIX_SPAWN_DUP2, descriptor, standard) for standard, descriptor in streams.items()],
+                setsid=True,
+                setsigdef=_ordinary_signals(),
+                setsigmask=(),
+            )
     except OSError as error:
+        if step == "exec" and error.filename == "seccomp":
+            step = "seccomp"
         control.send({"not_started": error.errno, "step": step})
         os._exit(0)
-    for descriptor in outputs:
+    for descriptor in streams.values():
         os.close(descriptor)
     control.send({"started": True})
+    return child
+
+
+def _ordinary_signals() -> set[int]:
+    """To be set to their defaults: exec hands on what Python ignores, or whoever started the supervisor (nohup, a background job)."""
+    return {int(number) for number in _signal.valid_signals()} - {_signal.SIGKILL, _signal.SIGSTOP}
+
+
+def _fork_and_exec(program: str, argv: list[str], environment: dict[str, str], streams: dict[int, int], extra: bytes) -> int:
+    """What posix_spawn does, with the filter `extra` from just before the exec. Raises OSError; it names seccomp where that failed."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            for standard, descriptor in streams.items():
+                os.dup2(descriptor, standard)
+            for number in _ordinary_signals():
+                _signal.signal(number, _signal.SIG_DFL)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            seccomp.install(extra)
+            os.execve(program, argv, environment)  # noqa: S606  # a shell would be one more thing to trust
+        except OSError as error:
+            os.write(writing, marshal.dumps((error.errno, error.filename)))
+        finally:
+            os._exit(127)
+    os.close(writing)
+    failure = os.read(reading, _PAGE)  # closed by exec, or by the end of a child that the filter killed
+    os.close(reading)
+    if failure:
+        os.waitpid(child, 0)
+        number, what = marshal.loads(failure)  # noqa: S302  # from our own fork, which executed nothing
+        raise OSError(number, os.strerror(number), what)
     return child
 
 

@@ -9,7 +9,7 @@ Nothing that a document says goes there: a cell is cloned, mapped and put into i
 its control socket. That is why one can be made ahead, while the supervisor still reads the document (or runs the cell before).
 
 A request and its answer are one packet each, marshalled, on a SEQPACKET socket:
-    {"hello": true}    {"version": 0, 1 or 2, "parents": {…}, "controllers": […]}
+    {"hello": true}    {"version": 0, 1 or 2, "parents": {…}, "controllers": […]} | {"failed": step, "errno": n, "text": …}
     {"serial": n}      {"pid": n, "host_id": n or null} with the pidfd, the control socket, a descriptor of each of HELD_NAMESPACES and the
                        lock on the host id, if there is one | {"failed": step, "errno": n, "text": …}
     {"returned": n}    {}, once that cell is gone: the supervisor had no room for its descriptors
@@ -36,6 +36,8 @@ HELD_NAMESPACES = ("user", "pid", "mnt", "net")
 """Those that a process, a mount or a descriptor could keep alive by itself; the other three belong to the same user namespace."""
 LARGEST_PACKET = 1 << 14
 GROUP_PREFIX = "cellos-"
+PARENT_STEP = "create cgroup dir"
+"""The step that fails where the given parent of control groups cannot be used."""
 _CHANNEL = 3
 _BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cellos.sandbox.workshop import serve; serve(*sys.argv[2:])"
 
@@ -90,7 +92,7 @@ class Launcher:
         """Start the process; returns at once, while it is still loading. Raises OSError.
 
         `ahead`: how many cells it may make before they are asked for, one at a time; what is never asked for goes when we close.
-        `cgroup_parent`: directory of control group version 2 that is ours to use, instead of our own.
+        `cgroup_parent`: directory of a control group that is ours to use, instead of our own.
         """
         import _socket  # the C module alone: it is all we need, and `socket` costs 3 ms that the launcher's start would wait for
 

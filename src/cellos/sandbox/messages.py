@@ -19,3 +19,5 @@ class CommandRequest(TypedDict):
     argv: list[str]
     env: dict[str, str]
     cwd: str
+    filter: bytes
+    """A seccomp filter for the command alone, on top of the cell's; empty for none."""

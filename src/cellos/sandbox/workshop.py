@@ -14,7 +14,7 @@ import time
 from cellos.sandbox import cgroups, init, rootfs, seccomp, syscalls
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.hostids import HostId, HostIds
-from cellos.sandbox.launcher import GROUP_PREFIX, HELD_NAMESPACES, LARGEST_PACKET, group_name
+from cellos.sandbox.launcher import GROUP_PREFIX, HELD_NAMESPACES, LARGEST_PACKET, PARENT_STEP, group_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ class _Failed(Exception):
         self.errno = error.errno or 0
         self.text = syscalls.error_text(error, step)
 
+    def answer(self) -> dict[str, object]:
+        return {"failed": self.step, "errno": self.errno, "text": self.text}
+
 
 class Made:
     """A cell that nobody has taken yet, or why there is none."""
@@ -132,7 +135,11 @@ class Workshop:
         self._broken = broken
         self._program = seccomp.program()
         self._host_ids = HostIds() if os.geteuid() == 0 else None
-        self._hierarchy = cgroups.discover(parent=cgroup_parent or None, ours=frozenset({os.getpid(), os.getppid()}))
+        self._hierarchy: cgroups.Hierarchy | None = None
+        try:
+            self._hierarchy = cgroups.discover(parent=cgroup_parent or None, ours=frozenset({os.getpid(), os.getppid()}))
+        except OSError as error:
+            self._broken = broken or _Failed(PARENT_STEP, error)
         self._handed_over: dict[int, int | None] = {}
         """Serial number to host id of cells that may still be there."""
         self._look_again_at = _FEW
@@ -142,6 +149,8 @@ class Workshop:
             self._host_ids.remove_abandoned()
 
     def describe(self) -> dict[str, object]:
+        if self._broken:
+            return self._broken.answer()
         if self._hierarchy is None:
             return {"version": 0}
         hierarchy = self._hierarchy
@@ -166,7 +175,7 @@ class Workshop:
         except (_Failed, OSError) as error:
             failure = error if isinstance(error, _Failed) else _Failed(step[0], error)
             self.undo(made)
-            made.answer = {"failed": failure.step, "errno": failure.errno, "text": failure.text}
+            made.answer = failure.answer()
         return made
 
     def _clone(self, made: Made, group: cgroups.Group | None, step: list[str]) -> None:

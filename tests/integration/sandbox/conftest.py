@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cellos.backends.linux import LinuxBackend, LinuxCell
+from cellos.backends.linux import LinuxBackend
+from cellos.backends.linux_cell import LinuxCell
 from cellos.core.documents import CellSpec, parse_execution_cell
 from cellos.ports import Command, CommandResult, Output
 from cellos.sandbox.launcher import Launcher

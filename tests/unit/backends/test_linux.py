@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -18,10 +19,13 @@ from typing import Any
 import pytest
 
 from cellos.backends import linux, linux_cell
-from cellos.backends.linux import LinuxBackend, LinuxCell
+from cellos.backends.linux import LinuxBackend
+from cellos.backends.linux_cell import LinuxCell
+from cellos.backends.settings import NO_LIMIT, LinuxSettings
 from cellos.core.documents import CellSpec, parse_execution_cell
-from cellos.errors import ArgvTooLarge, HostBackendError, Unenforceable
+from cellos.errors import ArgvTooLarge, ConfigError, HostBackendError, Unenforceable
 from cellos.ports import Command, CommandResult, Isolation, Output
+from cellos.sandbox import seccomp
 from cellos.sandbox.framing import framed
 from cellos.sandbox.hostids import DIRECTORY as HOST_IDS
 from cellos.sandbox.launcher import Launcher
@@ -367,7 +371,10 @@ def test_a_command_killed_for_want_of_memory_is_told_apart(backend: LinuxBackend
 NO_GROUPS = """
 import ctypes, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
-if os.geteuid() == 0:  # without control groups; another user has none of version 1, and is led away from those of version 2
+from cellos.sandbox import launcher as launching
+if os.geteuid() != 0:  # none of version 1 is his, and his launcher does not look for one of version 2
+    launching._BOOT = launching._BOOT.replace("from", "from cellos.sandbox import cgroups; cgroups.discover = lambda **_: None; from", 1)
+else:
     if libc.unshare(0x0002_0000) or libc.mount(None, b"/", None, 0x4_4000, None) or libc.mount(b"x", b"/sys/fs/cgroup", b"tmpfs", 0, None):
         raise OSError(ctypes.get_errno(), "hide control groups")
 import json
@@ -380,7 +387,7 @@ BOMB = "i=0; while [ $i -lt 400 ]; do sleep 1000 & i=$((i+1)); done; echo all"
 def command(text):
     return Command(argv=["sh", "-c", text], environment={"PATH": "/usr/bin:/bin"}, stdout=Output(capture_bytes=99),
                    stderr=Output(capture_bytes=99), deadline_seconds=60)
-with Launcher.start(cgroup_parent="/nowhere") as launcher:
+with Launcher.start() as launcher:
     backend = LinuxBackend(launcher=launcher)
     bomb, other = (backend.create(document, key=key * 16) for key in "ab")
     first = bomb.run(command(BOMB), on_started=lambda: None)
@@ -457,6 +464,7 @@ import errno, json, os, sys
 from cellos.backends.linux import LinuxBackend
 from cellos.core.documents import parse_execution_cell
 from cellos.errors import HostBackendError
+from cellos.sandbox import seccomp
 from cellos.sandbox.framing import framed
 from cellos.sandbox import seccomp, syscalls
 from cellos.sandbox.hostids import DIRECTORY
@@ -821,3 +829,104 @@ def test_a_listener_that_its_owner_keeps_is_residue(backend: LinuxBackend) -> No
     left = cell.destroy()
     os.close(listener.descriptor)
     assert [(residue.kind, residue.detail) for residue in left] == [("descriptor", f"{listener.descriptor} (socket of the cell)")]
+
+
+# -- settings of the operator -----------------------------------------------------------------------------------------------------------
+
+
+def with_settings(launcher: Launcher, **settings: Any) -> LinuxBackend:
+    return LinuxBackend(launcher=launcher, settings=LinuxSettings(**settings))
+
+
+@pytest.mark.needs("limit memory", "limit processor time")
+def test_defaults_of_the_operator_hold_where_the_document_says_nothing(launcher: Launcher) -> None:
+    chosen = with_settings(launcher, memory_bytes=64 * MIB, cpu_quota_micros=5_000, cpu_period_micros=10_000)
+    quiet, loud = chosen.create(spec(), key=KEY), chosen.create(limited(memoryMaxBytes=32 * MIB, cpuMax={"quotaMicros": 20_000}), key=KEY)
+    try:
+        assert (quiet.isolation.limits["memoryBytes"], quiet.isolation.limits["cpuMicrosPerSecond"]) == (64 * MIB, 500_000)
+        assert (loud.isolation.limits["memoryBytes"], loud.isolation.limits["cpuMicrosPerSecond"]) == (32 * MIB, 200_000)
+        assert [in_the_kernel(quiet), in_the_kernel(loud)] == [(64 * MIB, 5_000, 10_000), (32 * MIB, 20_000, 100_000)]
+    finally:
+        assert (quiet.destroy(), loud.destroy()) == ((), ())
+
+
+@pytest.mark.needs("limit memory", "limit processor time")
+def test_no_limit_is_said(launcher: Launcher) -> None:
+    cell = with_settings(launcher, memory_bytes=NO_LIMIT, cpu_quota_micros=NO_LIMIT).create(spec(), key=KEY)
+    assert cell.destroy() == ()
+    assert {"memory", "cpu"} <= set(cell.isolation.unbounded)
+    assert not {"memoryBytes", "swapBytes", "cpuMicrosPerSecond"} & set(cell.isolation.limits)
+
+
+def in_the_kernel(cell: LinuxCell) -> tuple[int, int, int]:
+    """Memory, quota and period, as the kernel has them."""
+    assert cell.group
+    directories = cell.group.directories
+    if "" in directories:
+        quota, period = Path(directories[""], "cpu.max").read_text().split()
+        return int(Path(directories[""], "memory.max").read_text()), int(quota), int(period)
+    memory = int(Path(directories["memory"], "memory.limit_in_bytes").read_text())
+    return memory, *(int(Path(directories["cpu"], f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))  # type: ignore[return-value]
+
+
+def test_a_limit_that_nothing_here_would_hold_is_refused(launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LinuxBackend, "_can", lambda self, controller: False)
+    with pytest.raises(ConfigError, match=r"^CELLOS_CGROUP_MEMORY_MAX: this host gives us no writable memory control group; "):
+        with_settings(launcher, memory_bytes=64 * MIB)
+    with pytest.raises(ConfigError, match=r"^CELLOS_CGROUP_CPU_MAX: this host gives us no writable cpu control group; "):
+        with_settings(launcher, cpu_quota_micros=1000)
+    with_settings(launcher, memory_bytes=NO_LIMIT, cpu_quota_micros=NO_LIMIT)
+
+
+def test_a_filter_of_the_operators_is_in_effect_beside_ours(launcher: Launcher) -> None:
+    uname = 63
+    stricter = with_settings(launcher, program=seccomp.denying({uname: errno.EPERM}))
+    said_here = run(stricter, spec(), "sh", "-c", "uname; exec unshare -n true")
+    assert said_here.stderr.decode().splitlines() == [
+        "uname: cannot get system name: Operation not permitted",
+        "unshare: unshare failed: Operation not permitted",
+    ]
+    assert said(stricter, spec(), "grep ^Seccomp_filters /proc/self/status").split() == ["Seccomp_filters:", "2"]
+
+
+def test_a_filter_allows_nothing_that_ours_does_not(launcher: Launcher) -> None:
+    permissive = with_settings(launcher, program=seccomp.denying({}))
+    assert run(permissive, spec(), "unshare", "-n", "true").stderr == b"unshare: unshare failed: Operation not permitted\n"
+
+
+def test_a_filter_kills_the_command_and_not_what_reports_of_it(launcher: Launcher) -> None:
+    """Process 1 of the cell is not under it: it needs calls that the command does not."""
+    kill_all_but_execve = seccomp.assemble([
+        ("load", 0, "", ""), ("equal", 59, "allow", ""), ("return", 0x8000_0000, "", ""), "allow", ("return", 0x7FFF_0000, "", ""),
+    ])  # fmt: skip
+    result = run(with_settings(launcher, program=kill_all_but_execve), spec(), "true")
+    assert (result.ended, result.signal, result.spawn_error) == ("exited", 31, None)
+
+
+def test_a_filter_that_the_kernel_does_not_take(launcher: Launcher) -> None:
+    result = run(with_settings(launcher, program=b"\xff" * 8), spec(), "true")
+    assert (result.spawn_error, result.spawn_errno) == ("seccomp: Invalid argument (os error 22)", errno.EINVAL)
+
+
+def test_a_parent_of_groups_that_is_of_no_use_is_refused_by_name() -> None:
+    with Launcher.start(ahead=1, cgroup_parent="/no/such/group") as starting, pytest.raises(ConfigError) as caught:
+        LinuxBackend(launcher=starting)
+    assert str(caught.value) == "CELLOS_CGROUP_PARENT: create cgroup dir /no/such/group: No such file or directory (os error 2)"
+
+
+@pytest.mark.needs("limit memory")
+def test_groups_are_made_below_the_parent(launcher: Launcher) -> None:
+    hierarchy = launcher.hierarchy()
+    assert hierarchy is not None
+    parent = f"{hierarchy.parents.get('memory') or hierarchy.parents['']}/test-{os.getpid()}"
+    os.mkdir(parent)
+    try:
+        with Launcher.start(cgroup_parent=parent) as starting:
+            cell = LinuxBackend(launcher=starting).create(spec(), key=KEY)
+            assert cell.group
+            assert any(directory.startswith(f"{parent}/") for directory in cell.group.directories.values())
+            assert cell.destroy() == ()
+    finally:
+        for path in (f"{parent}/cellos", parent):
+            if os.path.isdir(path):
+                os.rmdir(path)

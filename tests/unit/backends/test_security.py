@@ -80,7 +80,7 @@ def test_sets_have_16_digits() -> None:
 @pytest.mark.parametrize("line", CONFINED.splitlines())
 def test_nothing_is_made_up(line: str) -> None:
     """A kernel without seccomp has no such line: then nothing was measured."""
-    name = line.split(":")[0]
+    name = line.partition(":")[0]
     assert read_status(CONFINED.replace(line + "\n", ""), last_capability=40) is None
     assert read_status(CONFINED.replace(line, f"{name}:\tnonsense"), last_capability=40) is None
     assert read_status("", last_capability=40) is None

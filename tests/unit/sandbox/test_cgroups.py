@@ -153,6 +153,24 @@ def test_a_host_without_control_groups_is_none(tmp_path: Path) -> None:
     assert cgroups.discover(root=str(tmp_path)) is None
 
 
+def test_v1_takes_the_parent_that_was_named_for_its_controller(tmp_path: Path) -> None:
+    root = host_v1(tmp_path)
+    before = cgroups.discover(root=root)
+    place = tmp_path / "sys/fs/cgroup/memory/cells"
+    place.mkdir()
+    found = cgroups.discover(root=root, parent="/sys/fs/cgroup/memory/cells")
+    assert before is not None
+    assert found is not None
+    assert found.parents == {**before.parents, "memory": str(place)}
+
+
+@pytest.mark.parametrize(("parent", "why"), [("/sys/fs/cgroup/memory/none", "No such file"), ("/proc", "it lies in none of the")])
+def test_v1_says_why_the_parent_that_was_named_is_of_no_use(tmp_path: Path, parent: str, why: str) -> None:
+    with pytest.raises(OSError, match=why) as caught:
+        cgroups.discover(root=host_v1(tmp_path), parent=parent)
+    assert caught.value.filename == str(tmp_path) + parent
+
+
 # -- discover, version 2 ----------------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +225,28 @@ def test_v2_takes_the_parent_that_was_named(tmp_path: Path) -> None:
     found = cgroups.discover(root=root, parent="/sys/fs/cgroup/cells")
     assert found is not None
     assert found.parents == {"": v2_cells(tmp_path, "/cells")}
+
+
+def test_v2_says_why_the_parent_that_was_named_is_of_no_use(
+    tmp_path: Path, busy: Callable[..., list[tuple[str, str]]], not_writable: Callable[..., None]
+) -> None:
+    root = host_v2(tmp_path)
+    directory = "/sys/fs/cgroup/cells"
+    for parent, members, expected in (
+        ("cells", None, (errno.EINVAL, "not an absolute path", "cells")),
+        (directory, None, (errno.ENOENT, "No such file or directory", root + directory)),
+        ("/proc/self", None, (errno.EINVAL, "not a control group", root + "/proc/self")),
+        (directory, "11\n", (errno.EBUSY, "it holds processes of others", root + directory)),
+    ):
+        if members:
+            host_v2(tmp_path, own="/cells", members=members)
+            busy({"cells/cgroup.subtree_control": 1})
+        with pytest.raises(OSError) as caught:  # noqa: PT011  # what it says is looked at below
+            cgroups.discover(root=root, parent=parent, ours=frozenset({10}))
+        assert (caught.value.errno, caught.value.strerror, caught.value.filename) == expected
+    not_writable("cells")
+    with pytest.raises(PermissionError):
+        cgroups.discover(root=root, parent=directory)
 
 
 def test_v2_makes_room_when_only_we_are_in_the_group(tmp_path: Path, busy: Callable[..., list[tuple[str, str]]]) -> None:
