@@ -56,7 +56,7 @@ def start_launcher() -> "Launcher":
     from cellos.sandbox.launcher import Launcher
 
     try:
-        return Launcher.start(ahead=1)
+        return Launcher.start(ahead=1, cgroup_parent=os.environ.get("CELLOS_CGROUP_PARENT", "").strip())
     except OSError as error:
         from cellos.errors import HostBackendError, os_error_text
 

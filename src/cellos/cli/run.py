@@ -78,7 +78,8 @@ def _execute(
 ) -> "Finished":
     from cellos.client.local import run_options
     from cellos.ports import Output
-    from cellos.supervisor.compose import open_host, read_config
+    from cellos.supervisor.compose import open_host
+    from cellos.supervisor.config import read_config
 
     host = open_host(read_config(os.environ), launcher, lambda text: say(f"cellos: {text}"))
     if as_json:

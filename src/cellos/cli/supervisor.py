@@ -10,22 +10,38 @@ import gc
 import os
 import sys
 
-from cellos.cli.process import StopSignals, leave, say, secure_standard_streams, start_launcher, unexpected
+from cellos.cli.process import StopSignals, leave, load_msgspec, say, secure_standard_streams, start_launcher, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cellos.core.documents import ExecutionCell
     from cellos.sandbox.launcher import Launcher
+    from cellos.supervisor.compose import Finished
+    from cellos.supervisor.config import Config
 
 DEFAULT_SPEC = "contracts/examples/execution-cell-minimal.valid.json"
+LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 HELP = """\
-Usage: cellos-supervisor SPEC     run the cell of an ExecutionCell document (JSON)
-       cellos-supervisor -        the same, document from standard input
+Usage: cellos-supervisor SPEC               run the cell of an ExecutionCell document (JSON, or YAML in a .yaml file)
+       cellos-supervisor -                  the same, document from standard input
+       cellos-supervisor --validate [SPEC]  check document, policies and keys, run nothing
+       cellos-supervisor secret get KEY     in a cell with secretDelivery runtimeBroker: print a secret
        cellos-supervisor --version | -V | --help
 
-Variables: CELLOS_CELL_BACKEND, CELL_OS_JSONL_EVENTS, CELLOS_RUN_ID, CELLOS_RUN_TIMEOUT_MS, CELLOS_STATE_DIR and more;
-see docs/reference/supervisor.md. Exit code: 0 success, 1 any failure, 128 + n ended by signal n.
+Everything else is set by variables, CELLOS_CELL_BACKEND, CELL_OS_JSONL_EVENTS, NATS_URL, CELLOS_BROKER and more: see
+docs/reference/supervisor.md. Exit code: 0 success, 1 any failure, 128 + n ended by signal n.
+
+Examples:
+  CELL_OS_JSONL_EVENTS=events.jsonl cellos-supervisor spec.json
+  cellos-supervisor --validate spec.yaml
 """
+
+
+class _UsageError(Exception):
+    """The command line cannot be understood."""
 
 
 def main() -> None:
@@ -34,6 +50,9 @@ def main() -> None:
     secure_standard_streams()
     try:
         code = _main(sys.argv[1:])
+    except _UsageError as error:
+        say(f"Error: {error} (see: cellos-supervisor --help)")
+        code = 1
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # noqa: BLE001  # whatever it is, the user gets one line and the documented exit code
@@ -43,62 +62,139 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    first = arguments[0] if arguments else DEFAULT_SPEC
-    if first in ("--version", "-V"):
-        from cellos import __version__
+    match arguments:
+        case ["--version" | "-V", *_]:
+            from cellos import __version__
 
-        os.write(1, f"cellos-supervisor {__version__}\n".encode())
-        return 0
-    if first in ("--help", "-h"):
-        os.write(1, HELP.encode())
-        return 0
+            os.write(1, f"cellos-supervisor {__version__}\n".encode())
+            return 0
+        case ["--help" | "-h", *_]:
+            os.write(1, HELP.encode())
+            return 0
+        case ["secret", *rest]:
+            from cellos.cli import secret
+
+            return secret.main(rest)
+        case ["--validate", *rest]:
+            return _guarded(lambda: _validate(_one_path(rest)))
+        case [first, *_] if first.startswith("-") and first != "-":
+            raise _UsageError(f"unknown option {first}")
+    path = _one_path(arguments)
     launcher = None
     try:
         if os.environ.get("CELLOS_CELL_BACKEND", "linux") in ("", "linux"):
             launcher = start_launcher()
-        return _run(first, launcher)
+        load_msgspec()
+        return _guarded(lambda: _run(path, launcher))
     finally:
         if launcher is not None:
             launcher.close()
 
 
-def _run(path: str, launcher: "Launcher | None") -> int:
-    from cellos.brokers.memory import MemoryBroker
-    from cellos.core.documents import parse_execution_cell, raw_spec_hash
+def _one_path(arguments: "Sequence[str]") -> str:
+    if len(arguments) > 1:
+        raise _UsageError(f"one document at a time; do not know what to do with {arguments[1]}")
+    return arguments[0] if arguments else DEFAULT_SPEC
+
+
+def _guarded(work: "Callable[[], int]") -> int:
     from cellos.errors import ArgvTooLarge, CellosError, HostBackendError
-    from cellos.ports import Output
-    from cellos.supervisor.compose import Order, directory_store, execute, open_host, read_config
 
     try:
-        config = read_config(os.environ)
-        raw = _read_spec(path)
-        document = parse_execution_cell(raw, allow_unknown_fields=config.allow_unknown_fields)
-        with StopSignals() as stop:
-            host = open_host(config, launcher, lambda text: say(f"cellos-supervisor: {text}"))
-            order = Order(
-                document=document,
-                spec_hash=raw_spec_hash(raw),
-                run_id=config.run_id,
-                broker=MemoryBroker(),
-                artifacts=directory_store(config),
-                stdout=Output(descriptor=1, escape=os.isatty(1)),
-                stderr=Output(descriptor=2, escape=os.isatty(2)),
-                interrupt=stop.descriptor,
-            )
-            finished = execute(host, order)
+        return work()
     except (HostBackendError, ArgvTooLarge) as error:
         say(f"Error: cell create: {error}")
-        return 1
     except CellosError as error:
         say(f"Error: {error}")
-        return 1
-    if finished.evidence is not None:
-        say(f"cellos-supervisor: events are in {finished.evidence}; set CELL_OS_JSONL_EVENTS to choose a file")
+    return 1
+
+
+def _run(path: str, launcher: "Launcher | None") -> int:
+    from cellos.core.documents import raw_spec_hash
+    from cellos.ports import Output
+    from cellos.supervisor.compose import Order, execute, make_broker, open_host
+
+    config, document, raw = _read(path)
+    with StopSignals() as stop:
+        _require_primitives(config, launcher)
+        host = open_host(config, launcher, _warn)
+        order = Order(
+            document=document,
+            spec_hash=raw_spec_hash(raw),
+            run_id=config.run_id,
+            broker=make_broker(config),
+            stdout=Output(descriptor=1, escape=os.isatty(1)),
+            stderr=Output(descriptor=2, escape=os.isatty(2)),
+            interrupt=stop.descriptor,
+        )
+        finished = execute(host, order)
+    code = _tell(finished, config)
+    return 128 + stop.received if finished.outcome.interrupted and stop.received is not None else code
+
+
+def _read(path: str) -> "tuple[Config, ExecutionCell, bytes]":
+    """Configuration and document, both checked as far as they can be without a host. Raises CellosError."""
+    from cellos.core.documents import parse_execution_cell
+    from cellos.core.documents.parse import syntax_of
+    from cellos.supervisor import profile, trust
+    from cellos.supervisor.config import read_config
+
+    config = read_config(os.environ)
+    missing = profile.forced_missing(os.environ.get(profile.FORCED))
+    if missing is not None:
+        profile.enforce(config.profile, missing, _warn)
+    if _shown("info"):
+        say(profile.banner(config.profile))
+    raw = _read_spec(path)
+    document = parse_execution_cell(raw, allow_unknown_fields=config.allow_unknown_fields, syntax=syntax_of(path, raw))
+    trust.check_document(document.spec, config)
+    return config, document, raw
+
+
+def _require_primitives(config: "Config", launcher: "Launcher | None") -> None:
+    """Ask what the host lacks, unless a test said it."""
+    from cellos.supervisor import profile
+
+    if profile.FORCED not in os.environ:
+        profile.enforce(config.profile, profile.missing(launcher), _warn)
+
+
+def _tell(finished: "Finished", config: "Config") -> int:
+    """Say what people have to know about a run; its exit code where no signal ended it."""
+    left, evidence = finished.unacknowledged, finished.evidence
+    if left.events:
+        where = f"wait in {evidence}; send them with: cellos spool replay {evidence}" if left.unsaved else f"are in {config.dead_letters}"
+        _warn(f"{left.events} events were not acknowledged by NATS ({left.error}) and {where}")
+    elif evidence is not None and _shown("info"):
+        say(f"cellos-supervisor: events are in {evidence}; set CELL_OS_JSONL_EVENTS to choose a file")
     if finished.outcome.reason is not None:
         say(f"Error: {finished.outcome.reason}")
-    if finished.outcome.interrupted and stop.received is not None:
-        return 128 + stop.received
-    return 0 if finished.outcome.reason is None else 1
+        return 1
+    if left.events and config.require_jetstream:
+        say(f"Error: CELL_OS_REQUIRE_JETSTREAM is set and {left.events} events were not acknowledged")
+        return 1
+    return 0
+
+
+def _validate(path: str) -> int:
+    from cellos.core.documents import raw_spec_hash
+    from cellos.supervisor.validate import summary
+
+    config, document, raw = _read(path)
+    os.write(1, summary(config, document, path=path, digest=raw_spec_hash(raw), warn=_warn))
+    return 0
+
+
+def _warn(text: str) -> None:
+    if _shown("warn"):
+        say(f"cellos-supervisor: {text}")
+
+
+def _shown(level: str) -> bool:
+    """Whether RUST_LOG lets lines of a level through. Filters of single modules (`a=debug`) are those of another program's modules."""
+    words = [word.strip().lower() for word in os.environ.get("RUST_LOG", "").split(",") if "=" not in word]
+    most = next((word for word in words if word in LEVELS), "info")
+    return LEVELS.index(level) <= LEVELS.index(most)
 
 
 def _read_spec(path: str) -> bytes:

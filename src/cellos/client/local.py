@@ -19,7 +19,8 @@ from cellos.core.documents import parse_execution_cell, raw_spec_hash
 from cellos.errors import CellosError, ConfigError, HostBackendError, Unenforceable, os_error_text
 from cellos.ports import Isolation, Output, Receipt, Residue
 from cellos.sandbox.launcher import Launcher
-from cellos.supervisor.compose import Config, Finished, Host, Order, execute, open_host, read_config
+from cellos.supervisor.compose import Finished, Host, Order, execute, open_host
+from cellos.supervisor.config import Config, read_config
 
 DEFAULT_TTL_SECONDS = 3600
 """Longest life of a cell for which no time-out was given."""

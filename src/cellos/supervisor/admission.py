@@ -4,12 +4,13 @@ A document that passed `parse_execution_cell` is well-formed; whether this host,
 decided here. Nothing that is declared is ignored.
 """
 
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cellos.core.documents import CellSpec
-from cellos.errors import ArgvTooLarge, ExportError, Unenforceable
-from cellos.ports import ArtifactStore, CellBackend, Refusal
+from cellos.errors import ArgvTooLarge, ConfigError, Unenforceable
+from cellos.ports import CellBackend, Refusal
 
 LARGEST_GRACE_SECONDS = 120
 LARGEST_ARGV_BYTES = 512 * 1024
@@ -24,39 +25,44 @@ RESERVED_NAME = (
 Check = Callable[[CellSpec], Refusal | None]
 
 
-def admit(spec: CellSpec, backend: CellBackend, artifacts: ArtifactStore | None) -> None:
-    """Let a spec pass, or raise for the first thing that is in its way: Unenforceable, ArgvTooLarge, ExportError."""
-    for check in CHECKS:
-        refusal = check(spec)
-        if refusal is not None:
-            raise Unenforceable(field=refusal.field, why=refusal.why)
+def admit(spec: CellSpec, backend: CellBackend) -> None:
+    """Let a spec pass, or raise for the first thing that is in its way: Unenforceable, ArgvTooLarge."""
+    check(spec)
     for refusal in backend.refusals(spec):
         raise Unenforceable(field=refusal.field, why=refusal.why)
     if spec.run is not None:
         encoded = sum(len(argument.encode()) + 1 for argument in spec.run.argv)
         if encoded > LARGEST_ARGV_BYTES:
             raise ArgvTooLarge(encoded_bytes=encoded, limit_bytes=LARGEST_ARGV_BYTES)
-    for artifact in (spec.export and spec.export.artifacts) or ():
-        if artifacts is None:
-            raise ExportError(f'export requested for artifact "{artifact.name}" but no export sink is configured; set CELLOS_EXPORT_DIR')
 
 
-def _identity(spec: CellSpec) -> Refusal | None:
-    return Refusal(field="spec.identity", why="no identity broker is built yet") if spec.identity is not None else None
+def check(spec: CellSpec) -> None:
+    """What no backend would enforce. Raises Unenforceable."""
+    for find in CHECKS:
+        refusal = find(spec)
+        if refusal is not None:
+            raise Unenforceable(field=refusal.field, why=refusal.why)
 
 
-def _derivation(spec: CellSpec) -> Refusal | None:
-    if spec.authority.authority_derivation is None:
-        return None
-    return Refusal(field="spec.authority.authorityDerivation", why="derivation tokens are not verified yet")
+def program_check(prefixes: Sequence[str]) -> Callable[[Sequence[str]], None]:
+    """What CELLOS_RUN_ARGV0_ALLOW_PREFIXES asks of a command: a program under one of the prefixes, which have no last slash.
 
+    `..` is resolved before; links are not followed, because those of the cell are not those of the host. The answer raises ConfigError.
+    """
 
-def _export_targets(spec: CellSpec) -> Refusal | None:
-    if not (spec.export and spec.export.targets):
-        return None
-    return Refusal(
-        field="spec.export.targets", why="http and s3 targets are not built yet; without targets, artifacts go to CELLOS_EXPORT_DIR"
-    )
+    def require(argv: Sequence[str]) -> None:
+        program = argv[0]
+        if not program.startswith("/"):
+            raise ConfigError(
+                f'CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path (got "{program}"); '
+                "use a full path such as /usr/bin/true"
+            )
+        path = os.path.normpath(program)
+        if not any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes):
+            listed = "[" + ", ".join(f'"{prefix or "/"}"' for prefix in prefixes) + "]"
+            raise ConfigError(f'argv[0] "{program}" is not under any allowed prefix from CELLOS_RUN_ARGV0_ALLOW_PREFIXES: {listed}')
+
+    return require
 
 
 def _secret_names(spec: CellSpec) -> Refusal | None:
@@ -67,15 +73,11 @@ def _secret_names(spec: CellSpec) -> Refusal | None:
     return None
 
 
-def _secret_delivery(spec: CellSpec) -> Refusal | None:
-    """The contract's default, runtimeLeasedBroker, needs a broker with leases; its words are kept."""
-    if spec.run is None or not spec.authority.secret_refs or spec.run.secret_delivery == "env":
+def _identity_name(spec: CellSpec) -> Refusal | None:
+    if spec.identity is None or not re.fullmatch(RESERVED_NAME, spec.identity.secret_ref):
         return None
-    if spec.run.secret_delivery == "runtimeLeasedBroker":
-        why = "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker"
-    else:
-        why = f"{spec.run.secret_delivery} is not built yet"
-    return Refusal(field="spec.run.secretDelivery", why=f'{why}; set it to "env"')
+    why = f"a secret named {spec.identity.secret_ref} would decide what the command executes; choose another name"
+    return Refusal(field="spec.identity.secretRef", why=why)
 
 
 def _grace(spec: CellSpec) -> Refusal | None:
@@ -85,4 +87,4 @@ def _grace(spec: CellSpec) -> Refusal | None:
     return Refusal(field="spec.run.limits.gracefulShutdownSeconds", why=f"it is at most {LARGEST_GRACE_SECONDS}")
 
 
-CHECKS: tuple[Check, ...] = (_identity, _derivation, _export_targets, _secret_names, _secret_delivery, _grace)
+CHECKS: tuple[Check, ...] = (_secret_names, _identity_name, _grace)

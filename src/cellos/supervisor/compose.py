@@ -1,184 +1,149 @@
-"""Putting a run together: variables and options in, a finished run out.
+"""Putting a run together: configuration and a document in, a finished run out.
 
-`read_config` turns the environment into one frozen value, once. `open_host` makes what all runs of a process share (state directory,
-backend) and ends what dead supervisors left. `execute` does one run: admission, record, sinks, `run_cell`, and what stays afterwards.
+`open_host` makes what all runs of a process share (state directory, backend, the operator's files) and ends what dead supervisors left.
+`execute` does one run: authority, policies, admission, record, sinks, `run_cell`, and what stays afterwards.
 """
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cellos.artifacts.files import DirectoryStore
-from cellos.core import deadline, ids
-from cellos.core.documents import CellSpec, ExecutionCell
-from cellos.core.events import RunIdentity
+from cellos.core import ids
+from cellos.core.documents import Artifact, CellSpec, ExecutionCell, canonical_spec_hash
+from cellos.core.events import Draft, RunIdentity
 from cellos.core.evidence.chain import NONCE_BYTES, Chain
-from cellos.core.evidence.redact import parse_fields
+from cellos.core.observations import command_output
 from cellos.errors import ConfigError
-from cellos.eventlog.jsonl import JsonlSink
-from cellos.eventlog.spool import Spool
-from cellos.ports import ArtifactStore, CellBackend, EventSink, Output, SecretBroker
-from cellos.supervisor import records
-from cellos.supervisor.admission import admit
-from cellos.supervisor.emitter import Emitter
+from cellos.eventlog.spool import Spool, require_room
+from cellos.ports import ArtifactStore, CellBackend, Listener, Output, SecretBroker
+from cellos.supervisor import admission, records, trust
+from cellos.supervisor.config import BACKENDS, SETTINGS_ONLY, Config, Fallback, refuse_fallbacks
+from cellos.supervisor.emitter import Emitter, Signer
 from cellos.supervisor.records import RunRecord
-from cellos.supervisor.run import CellOutcome, Deps, run_cell
+from cellos.supervisor.report import Reporting
+from cellos.supervisor.run import CellOutcome, Deps, Recorder, Session, Stores, run_cell
+from cellos.supervisor.sinks import Sinks, Unacknowledged, open_sinks
 from cellos.supervisor.state import StateDirectory, open_state_directory
+from cellos.supervisor.trust import Grant, Rejected, Trust
 
 if TYPE_CHECKING:
+    from cellos.artifacts.targets import Targets
     from cellos.sandbox.launcher import Launcher
 
-BACKENDS = ("linux", "stub")
-NOT_BUILT_BACKENDS = ("firecracker", "gvisor")
 COMMAND_PATH = "/usr/bin:/bin:/usr/local/bin"
-LONGEST_RUN_ID = 256
-
 STUB_WARNING = "CELLOS_CELL_BACKEND=stub: nothing is isolated, the command runs as an ordinary process of this host"
 
 
-class Variable(msgspec.Struct, frozen=True, kw_only=True):
-    """One variable of the environment, as the reference documentation lists it."""
-
-    name: str
-    default: str
-    effect: str
-
-
-VARIABLES = (
-    Variable(name="CELLOS_CELL_BACKEND", default="linux", effect="what isolates: `linux`; `stub` isolates nothing. Never falls back"),
-    Variable(name="CELLOS_RUN_ID", default="a new UUIDv7", effect="run id in events, at most 256 printable characters"),
-    Variable(name="CELLOS_RUN_TIMEOUT_MS", default="none", effect="cap on the command's time, an integer above 0"),
-    Variable(name="CELL_OS_JSONL_EVENTS", default="none", effect="file to which events are appended, one per line"),
-    Variable(name="CELL_OS_USE_NOOP_SINK", default="off", effect="present: events need not be kept anywhere else"),
-    Variable(
-        name="CELLOS_REDACT_EVENT_FIELDS", default="off", effect="`defaults` (argv, path, reason) or a list of members of `data` to redact"
-    ),
-    Variable(name="CELLOS_EXPORT_DIR", default="none", effect="directory that artifacts are copied to, as <cell id>/<name>"),
-    Variable(name="CELLOS_STATE_DIR", default="see below", effect="directory for run records, spools and evidence"),
-    Variable(
-        name="CELLOS_ALLOW_UNKNOWN_FIELDS",
-        default="off",
-        effect="`1`, `true`, `yes`, `on`: unknown members of a document are dropped, not refused",
-    ),
-)
-
-_OFF = frozenset({"", "0", "false", "no", "off"})
-# Each of these asks for a check or a guarantee that this version does not have. To go on without it would be to pretend.
-_NOT_BUILT: tuple[tuple[str, str, frozenset[str]], ...] = (
-    ("CELLOS_DEPLOYMENT_PROFILE", "the hardened profile is", frozenset({"", "portable"})),
-    ("CELLOS_POLICY_PACK_PATH", "policy packs are", frozenset()),
-    ("CELLOS_AUTHZ_POLICY_PATH", "authorization policies are", frozenset()),
-    ("CELLOS_REQUIRE_AUTHORITY_DERIVATION", "derivation tokens are", frozenset()),
-    ("CELLOS_REQUIRE_TELEMETRY_DECLARED", "telemetry is", frozenset()),
-    ("CELLOS_REQUIRE_TRUST_VERIFY_KEYS", "trust keysets are", _OFF),
-    ("CELLOS_EVENT_SIGNING", "event signing is", _OFF),
-    ("CELL_OS_REQUIRE_JETSTREAM", "the JetStream sink is", frozenset()),
-    ("CELLOS_RUN_ARGV0_ALLOW_PREFIXES", "the list of allowed programs is", frozenset({""})),
-    ("CELLOS_BROKER", "this secret broker is", frozenset({"", "memory"})),
-    ("CELLOS_K8S_NAMESPACE", "the namespace gate is", frozenset({""})),
-)
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """The environment, read once."""
-
-    backend: str = "linux"
-    run_id: str | None = None
-    run_timeout_ms: int | None = None
-    jsonl: str | None = None
-    noop_sink: bool = False
-    redacted_fields: frozenset[str] = frozenset()
-    export_dir: str | None = None
-    allow_unknown_fields: bool = False
-    state: Mapping[str, str] = {}
-    """The variables that decide where the state directory is."""
-
-
-def read_config(environment: Mapping[str, str]) -> Config:
-    """The configuration of a supervisor. Raises ConfigError, naming the variable."""
-    for name, what, harmless in _NOT_BUILT:
-        value = environment.get(name)
-        if value is not None and value.strip().lower() not in harmless:
-            raise ConfigError(f"{name} is set, but {what} not built yet; unset it to run without")
-    timeout = environment.get("CELLOS_RUN_TIMEOUT_MS")
-    return Config(
-        backend=_backend_name(environment.get("CELLOS_CELL_BACKEND", "")),
-        run_id=_run_id(environment.get("CELLOS_RUN_ID", "")),
-        run_timeout_ms=None if timeout is None else deadline.parse_run_timeout(timeout),
-        jsonl=_path("CELL_OS_JSONL_EVENTS", environment.get("CELL_OS_JSONL_EVENTS")),
-        noop_sink="CELL_OS_USE_NOOP_SINK" in environment,
-        redacted_fields=parse_fields(environment.get("CELLOS_REDACT_EVENT_FIELDS", "")),
-        export_dir=environment.get("CELLOS_EXPORT_DIR") or None,
-        allow_unknown_fields=environment.get("CELLOS_ALLOW_UNKNOWN_FIELDS", "").strip().lower() in ("1", "true", "yes", "on"),
-        state={name: environment[name] for name in ("CELLOS_STATE_DIR", "XDG_STATE_HOME", "HOME") if name in environment},
-    )
-
-
-def _backend_name(value: str) -> str:
-    if value in NOT_BUILT_BACKENDS:
-        raise ConfigError(f"CELLOS_CELL_BACKEND={value} is not built yet; known: {', '.join(BACKENDS)}")
-    if value and value not in BACKENDS:
-        raise ConfigError(f"CELLOS_CELL_BACKEND: unknown backend {value!r}; known: {', '.join(BACKENDS)}")
-    return value or "linux"
-
-
-def _run_id(value: str) -> str | None:
-    if len(value) > LONGEST_RUN_ID or not value.isprintable() or any(character.isspace() for character in value):
-        raise ConfigError(f"CELLOS_RUN_ID: {value[:40]!r} is not a run id (at most {LONGEST_RUN_ID} printable characters, no blanks)")
-    return value or None
-
-
-def _path(name: str, value: str | None) -> str | None:
-    if value is not None and not value.strip():
-        raise ConfigError(f"{name} is set, but empty; unset it or give a path")
-    return None if value is None else os.path.abspath(value)
-
-
-class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """What the runs of one process share."""
+class Host(msgspec.Struct, kw_only=True):
+    """What the runs of one process share. `notices` are events of no run that the next run's sinks get first."""
 
     config: Config
     state: StateDirectory
     backend: CellBackend
+    trust: Trust
+    signer: Signer | None
     warn: Callable[[str], None]
+    notices: list[Draft]
 
 
 def open_host(config: Config, launcher: "Launcher | None", warn: Callable[[str], None]) -> Host:
-    """Find the state directory, make the backend, end the runs of dead supervisors. `warn` gets lines for people. Raises CellosError."""
-    state = open_state_directory(config.state)
+    """Find the state directory, make the backend, read the operator's files, end the runs of dead supervisors.
+
+    `warn` gets lines for people. Raises CellosError.
+    """
+    signer = read_signer(config)
+    state = open_state_directory(config.environment)
     made: dict[str, CellBackend] = {}
 
     def backend_of(kind: str) -> CellBackend | None:
         if kind not in BACKENDS:
             return None
         if kind not in made:
-            made[kind] = _make_backend(kind, launcher)
+            made[kind] = _make_backend(kind, launcher, config, warn)
         return made[kind]
 
     backend = backend_of(config.backend)
     if backend is None:
-        raise ConfigError(f"unknown backend {config.backend!r}; known: {', '.join(BACKENDS)}")
+        raise ConfigError(refuse_backend(config))
     if config.backend == "stub":
         warn(STUB_WARNING)
-    sweeper = records.Sweeper(backend_of=backend_of, now_ns=time.time_ns, random=os.urandom, warn=warn)
+    files = trust.load(config, time.time_ns)
+    sweeper = records.Sweeper(backend_of=backend_of, now_ns=time.time_ns, random=os.urandom, signer=signer, warn=warn)
     for swept in records.sweep(state.runs, sweeper):
         warn(f"run {swept.run_id} (cell {swept.cell_id}) was left unfinished by its supervisor; its record is complete now")
-    return Host(config=config, state=state, backend=backend, warn=warn)
+    return Host(config=config, state=state, backend=backend, trust=files, signer=signer, warn=warn, notices=list(files.notices))
 
 
-def _make_backend(kind: str, launcher: "Launcher | None") -> CellBackend:
+def refuse_backend(config: Config) -> str:
+    """Why a backend runs nothing. Raises ConfigError for settings of it that are wrong."""
+    if config.backend == "firecracker":
+        from cellos.backends import firecracker
+
+        firecracker.check_settings(config.environment)
+    if config.backend == "gvisor":
+        from cellos.backends import gvisor
+
+        gvisor.check_settings(config.environment)
+    assert config.backend in SETTINGS_ONLY
+    return f"CELLOS_CELL_BACKEND={config.backend}: its settings are right, but it is not built yet; known: {', '.join(BACKENDS)}"
+
+
+def read_signer(config: Config) -> Signer | None:
+    """The signer that the variables ask for. Raises ConfigError."""
+    if config.environment.get("CELLOS_EVENT_SIGNING", "").strip().lower() in ("", "off"):
+        return None
+    from cellos.core.evidence.sign import read_signing
+
+    return read_signing(config.environment)
+
+
+def make_broker(config: Config) -> SecretBroker:
+    """The broker that the variables name. Raises ConfigError."""
+    match config.broker:
+        case "env":
+            from cellos.brokers.env import EnvBroker
+
+            return EnvBroker(config.environment)
+        case "file":
+            from cellos.brokers.file import FileBroker
+
+            return FileBroker(config.environment)
+        case "github-oidc":
+            from cellos.brokers.github_oidc import GithubOidcBroker
+
+            return GithubOidcBroker(config.environment)
+        case "vault-approle":
+            from cellos.brokers.vault import check_vault_settings
+
+            check_vault_settings(config.environment)
+            raise ConfigError("CELLOS_BROKER=vault-approle: its settings are right, but it is not built yet; known: env, file, github-oidc")
+        case _:
+            from cellos.brokers.memory import MemoryBroker
+
+            return MemoryBroker()
+
+
+def _make_backend(kind: str, launcher: "Launcher | None", config: Config, warn: Callable[[str], None]) -> CellBackend:
+    from cellos.backends.settings import check_stub_settings, read_linux_settings
+
     if kind == "stub":
         from cellos.backends.stub import StubBackend
 
+        # Of the variables only those of the backend that was chosen count: another one may be here to be swept.
+        for warning in check_stub_settings(config.environment) if config.backend == kind else ():
+            warn(warning)
         return StubBackend()
     if launcher is None:
         raise ConfigError("the linux backend needs a launcher process")
     from cellos.backends.linux import LinuxBackend
 
-    return LinuxBackend(launcher=launcher)
+    settings = read_linux_settings(config.environment)
+    for warning in settings.warnings:
+        warn(warning)
+    return LinuxBackend(launcher=launcher, settings=settings)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,6 +154,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str | None = None
     broker: SecretBroker
     artifacts: ArtifactStore | None = None
+    """Takes every artifact; None: they go where document and configuration say."""
     stdin: int | None = None
     stdout: Output = Output()
     stderr: Output = Output()
@@ -203,82 +169,238 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     outcome: CellOutcome
     evidence: str | None
     """Path of the run's own event file where it stays."""
+    unacknowledged: Unacknowledged = Unacknowledged()
+    """What NATS does not have; it is in `evidence`, or among the dead letters."""
 
 
 def execute(host: Host, order: Order) -> Finished:
     """Do one run. Blocks; may be called from several threads. Raises CellosError where no cell was created."""
-    config, document = host.config, order.document
-    admit(document.spec, host.backend, order.artifacts)
-    key = os.urandom(8).hex()
-    run = run_identity(document.spec, order.spec_hash, order.run_id or new_run_id())
-    stays = order.keep_evidence or not (config.jsonl or config.noop_sink)
-    path = f"{host.state.evidence}/{run.run_id}.jsonl" if order.keep_evidence else f"{host.state.spool}/{key}.jsonl"
-    mirror = JsonlSink(config.jsonl) if config.jsonl else None
-    try:
-        record = RunRecord(
-            key=key,
-            pid=os.getpid(),
-            run=run,
-            ttl_seconds=document.spec.lifetime.ttl_seconds,
-            backend=host.backend.kind,
-            footprint=host.backend.footprint(key),
-            spool=path,
-            keep_spool=stays,
-            jsonl=config.jsonl,
-            jsonl_offset=mirror.size if mirror else 0,
-        )
-        held = records.hold(host.state.runs, record)
+    config, submitted = host.config, order.document
+    trust.check_document(submitted.spec, config)
+    granted = trust.grant(submitted, config, host.trust, host.warn)
+    spec = granted.document.spec
+    run = run_identity(spec, order.spec_hash, order.run_id or new_run_id())
+    fallbacks: list[Fallback] = []
+    with _stores(order, spec, config, fallbacks) as stores, open_sinks(config, run, fallbacks, record_stays=order.keep_evidence) as sinks:
+        if config.strict:
+            refuse_fallbacks(fallbacks)
+        for fallback in fallbacks:
+            host.warn(f"not followed: {fallback.text}")
+        notices, host.notices = host.notices, []
+        alone = _emit_alone(host, sinks, notices)
         try:
-            return _run_recorded(host, order, record, mirror, held)
+            trust.check_policies(run, spec, config, host.trust, lambda subject, most: _within_rate(host, subject, most))
+            granted = trust.bounded(granted, host.trust)
+            admission.admit(granted.document.spec, host.backend)
+            stores.check()
+            require_room(host.state.spool)
+            finished = _run_recorded(host, order, granted, run, stores, sinks)
+        except Rejected as rejection:
+            alone += _emit_alone(host, sinks, [rejection.draft])
+            raise
         finally:
-            held.leave()
-    finally:
-        if mirror:
-            mirror.close()
+            if alone:
+                _settle(host, sinks, alone)
+        return finished
 
 
-def _run_recorded(host: Host, order: Order, record: RunRecord, mirror: JsonlSink | None, held: records.HeldRecord) -> Finished:
-    """The record goes when nothing is left to do for the run: its end is in every sink, or it never began."""
-    run = record.run
+class _OneStore:
+    """Stores of a caller who says himself where artifacts go; without a store there is nowhere."""
+
+    def __init__(self, store: ArtifactStore | None) -> None:
+        self._store = store
+
+    def for_artifact(self, artifact: Artifact, secrets: Mapping[str, str] | None = None) -> ArtifactStore | None:
+        return self._store
+
+    def kind_for(self, artifact: Artifact) -> str:
+        return self._store.kind if self._store else "local"
+
+    def check(self) -> None:
+        """He knows."""
+
+    def __enter__(self) -> "_OneStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing was opened."""
+
+
+def _stores(order: Order, spec: CellSpec, config: Config, fallbacks: list[Fallback]) -> "Targets | _OneStore":
+    if order.artifacts is not None or spec.export is None:
+        return _OneStore(order.artifacts)
+    from cellos.artifacts.targets import open_targets
+
+    targets = open_targets(spec, config.environment)
+    fallbacks += [Fallback(variable=each.variable, value=each.value, reason=each.reason) for each in targets.fallbacks]
+    return targets
+
+
+def _within_rate(host: Host, subject: str, most: int) -> bool:
+    from cellos.supervisor.rates import HourlyLimit
+
+    return HourlyLimit(f"{host.state.path}/rates").admit(subject, most, time.time())
+
+
+def _emit_alone(host: Host, sinks: Sinks, drafts: Sequence[Draft]) -> list[str]:
+    """Record and send events that no chain links. The files that they are in."""
+    if not drafts:
+        return []
+    spool = Spool(f"{host.state.spool}/{os.urandom(8).hex()}.jsonl")
     try:
-        spool = Spool(record.spool)
-    except BaseException:
-        held.remove()
-        raise
-    sinks: tuple[EventSink, ...] = (mirror,) if mirror else ()
-    emitter = Emitter(
-        chain=Chain.first(run.run_id, run.spec_hash, os.urandom(NONCE_BYTES).hex()),
+        emitter = _emitter(host, None, spool, sinks)
+        for draft in drafts:
+            emitter.emit(draft)
+    finally:
+        spool.close()
+    return [spool.path]
+
+
+def _settle(host: Host, sinks: Sinks, paths: Sequence[str]) -> None:
+    """Remove the files of events that every sink has. Where there is no sink, they are all that there is."""
+    if sinks.finish().unsaved or sinks.none_at_all:
+        for path in paths:
+            host.warn(f"events of no run are in {path}")
+    else:
+        for path in paths:
+            os.unlink(path)
+
+
+def _emitter(host: Host, chain: Chain | None, spool: Spool, sinks: Sinks) -> Emitter:
+    return Emitter(
+        chain=chain,
         spool=spool,
-        sinks=sinks,
+        sinks=sinks.outlets,
         redacted_fields=host.config.redacted_fields,
+        signer=host.signer,
         now_ns=time.time_ns,
         random=os.urandom,
     )
-    deps = Deps(
+
+
+def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, stores: Stores, sinks: Sinks) -> Finished:
+    """The record goes when nothing is left to do for the run: its end is in every sink, or it never began."""
+    config = host.config
+    key = os.urandom(8).hex()
+    stays = order.keep_evidence or sinks.none_at_all
+    record = RunRecord(
+        key=key,
+        pid=os.getpid(),
+        run=run,
+        ttl_seconds=granted.document.spec.lifetime.ttl_seconds,
+        backend=host.backend.kind,
+        footprint=host.backend.footprint(key),
+        spool=f"{host.state.evidence}/{run.run_id}.jsonl" if order.keep_evidence else f"{host.state.spool}/{key}.jsonl",
+        keep_spool=stays or sinks.forwards,
+        jsonl=config.jsonl,
+        jsonl_offset=sinks.mirror_size,
+    )
+    held = records.hold(host.state.runs, record)
+    try:
+        try:
+            spool = Spool(record.spool)
+        except BaseException:
+            held.remove()
+            raise
+        emitter = _emitter(host, Chain.first(run.run_id, run.spec_hash, os.urandom(NONCE_BYTES).hex()), spool, sinks)
+        try:
+            outcome = run_cell(granted.document, _deps(host, order, granted, record, emitter, stores))
+        finally:
+            spool.close()
+            unacknowledged = sinks.finish()
+            never_began = emitter.count == 0 and emitter.lost == 0
+            gone = never_began or (emitter.complete and not stays and not unacknowledged.unsaved)
+            if gone:
+                os.unlink(record.spool)
+            if never_began or emitter.complete:
+                held.remove()
+        return Finished(outcome=outcome, evidence=None if gone else record.spool, unacknowledged=unacknowledged)
+    finally:
+        held.leave()
+
+
+def _deps(
+    host: Host,
+    order: Order,
+    granted: Grant,
+    record: RunRecord,
+    emitter: Emitter,
+    stores: Stores,
+) -> Deps:
+    config, run = host.config, record.run
+    return Deps(
         backend=host.backend,
         events=emitter,
         broker=order.broker,
-        artifacts=order.artifacts,
+        stores=stores,
         run=run,
         key=record.key,
         environment=command_environment(host.backend.kind),
-        run_timeout_ms=host.config.run_timeout_ms,
+        reporting=_reporting(config, order.document.spec),
+        derivation=granted.derivation,
+        universal_role=granted.universal_role,
+        check_program=admission.program_check(config.argv0_prefixes) if config.argv0_prefixes else None,
+        refuse_unbounded=config.profile == "hardened",
+        open_session=_open_session,
+        record_output=_recorder(config, run, emitter),
+        run_timeout_ms=config.run_timeout_ms,
         stdin=order.stdin,
         stdout=order.stdout,
         stderr=order.stderr,
         interrupt=order.interrupt,
+        stopping=lambda: order.interrupt is not None and _readable(order.interrupt),
         monotonic=time.monotonic,
     )
-    try:
-        outcome = run_cell(order.document, deps)
-    finally:
-        spool.close()
-        never_began = emitter.count == 0 and emitter.lost == 0
-        if never_began or (emitter.complete and not record.keep_spool):
-            os.unlink(record.spool)
-        if never_began or emitter.complete:
-            held.remove()
-    return Finished(outcome=outcome, evidence=record.spool if record.keep_spool or not emitter.complete else None)
+
+
+def _reporting(config: Config, spec: CellSpec) -> Reporting:
+    resolve = None
+    if config.resolve_egress:
+        from cellos.supervisor.resolve import addresses
+
+        resolve = addresses
+    return Reporting(
+        digest=canonical_spec_hash(spec),
+        now=lambda: ids.rfc3339(time.time_ns()),
+        new_id=new_run_id,
+        keyset_id=config.labels.keyset_id,
+        resolver_kid=config.labels.resolver_kid,
+        l7_kid=config.labels.l7_kid,
+        trust_plane=config.trust_plane,
+        l7_gate=config.l7_gate,
+        resolve=resolve,
+    )
+
+
+def _open_session(listener: Listener, values: Mapping[str, str], seconds: Mapping[str, int], mode: str) -> Session:
+    from cellos.supervisor.secrets import SecretSession
+
+    return SecretSession(listener, values, ttl_seconds=seconds, mode=mode, monotonic=time.monotonic).__enter__()
+
+
+def _recorder(config: Config, run: RunIdentity, emitter: Emitter) -> Callable[[Iterable[str]], Recorder] | None:
+    if config.output_dir is None and not config.output_events:
+        return None
+    from cellos.supervisor.output import OutputRecorder
+
+    def emit(stream: str, offset: int, content: dict[str, Any], truncated: bool) -> object:
+        return emitter.emit(command_output(run, stream=stream, offset=offset, content=content, truncated=truncated))
+
+    return lambda secrets: OutputRecorder(
+        run.run_id,
+        directory=config.output_dir,
+        most_bytes=config.output_bytes,
+        secrets=secrets,
+        emit=emit if config.output_events else None,
+    )
+
+
+def _readable(descriptor: int) -> bool:
+    import select
+
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def run_identity(spec: CellSpec, spec_hash: str, run_id: str) -> RunIdentity:
@@ -320,8 +442,3 @@ def command_environment(backend: str) -> dict[str, str]:
 def new_run_id() -> str:
     """A UUIDv7: run ids sort by time."""
     return ids.uuid7(time.time_ns() // 1_000_000, os.urandom(ids.UUID_RANDOM_BYTES))
-
-
-def directory_store(config: Config) -> ArtifactStore | None:
-    """Where artifacts go when the document names no target."""
-    return DirectoryStore(config.export_dir) if config.export_dir else None

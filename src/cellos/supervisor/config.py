@@ -174,7 +174,7 @@ def read_profile(environment: Mapping[str, str]) -> str | None:
     given = environment.get("CELLOS_DEPLOYMENT_PROFILE")
     profile = (given or "").strip().lower()
     if profile not in ("", "hardened", "portable"):
-        raise ConfigError(f'CELLOS_DEPLOYMENT_PROFILE: unknown profile "{given}" — expected \'hardened\' or \'portable\'')
+        raise ConfigError(f"CELLOS_DEPLOYMENT_PROFILE: unknown profile \"{given}\" — expected 'hardened' or 'portable'")
     return profile or None
 
 

@@ -22,7 +22,7 @@ from cellos.errors import ConfigError, os_error_text
 from cellos.eventlog.jsonl import JsonlSink
 from cellos.eventlog.spool import Spool, read_lines, recover
 from cellos.ports import CellBackend, EventSink, Residue
-from cellos.supervisor.emitter import Emitter
+from cellos.supervisor.emitter import Emitter, Signer
 
 LOST = "supervisor_lost"
 SUFFIX, NEW, BROKEN = ".json", ".new", ".broken"
@@ -72,6 +72,7 @@ class Sweeper(msgspec.Struct, frozen=True, kw_only=True):
     """The backend of a kind, None where this process has none such."""
     now_ns: Callable[[], int]
     random: Callable[[int], bytes]
+    signer: Signer | None = None
     warn: Callable[[str], None]
     """Gets a line for people about what could not be done."""
 
@@ -188,7 +189,7 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
     if last is None or parse_event(last).type != events.DESTROYED:
         spool = Spool(record.spool, resume=True)
         try:
-            Emitter(chain=chain, spool=spool, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue))
+            Emitter(chain=chain, spool=spool, signer=by.signer, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue))
         finally:
             spool.close()
     if record.jsonl is not None:

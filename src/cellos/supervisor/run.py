@@ -4,14 +4,14 @@
 never is: once a cell was created, it is destroyed and `destroyed` is emitted, last and once.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from msgspec import Struct
 
-from cellos.core import deadline, events
+from cellos.core import deadline, events, observations
 from cellos.core.deadline import Deadline
-from cellos.core.documents import Artifact, CellSpec, ExecutionCell, Run
+from cellos.core.documents import Artifact, CellSpec, ExecutionCell, Identity, Run
 from cellos.core.events import Draft, RunIdentity
 from cellos.errors import CellosError, EventSinkError, ExportError, SecretBrokerError
 from cellos.ports import (
@@ -20,16 +20,20 @@ from cellos.ports import (
     Command,
     CommandResult,
     Isolation,
+    Listener,
     LiveCell,
     Output,
     Receipt,
     Residue,
     SecretBroker,
 )
+from cellos.supervisor import report
+from cellos.supervisor.report import Reporting
 
 TERMINATED = "supervisor_terminated"
 """Reason of a run that was asked to stop."""
 LOST = "the cell's init process ended unexpectedly"
+NO_LEASES = "runtimeLeasedBroker is not supported by this secret broker"
 
 
 class Events(Protocol):
@@ -42,6 +46,31 @@ class Events(Protocol):
     def emit(self, draft: Draft) -> str: ...
 
 
+class Session(Protocol):
+    """Secrets that a command fetches while it runs (`cellos.supervisor.secrets.SecretSession`)."""
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
+    @property
+    def fetched(self) -> frozenset[str]: ...
+    def close(self) -> None: ...
+
+
+class Stores(Protocol):
+    """Where the artifacts of a document go (`cellos.artifacts.targets.Targets`)."""
+
+    def for_artifact(self, artifact: Artifact, secrets: Mapping[str, str] | None = None) -> ArtifactStore | None: ...
+    def kind_for(self, artifact: Artifact) -> str: ...
+    def check(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """Takes what the command writes (`cellos.supervisor.output.OutputRecorder`)."""
+
+    def write(self, stream: str, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
 class Deps(Struct, frozen=True, kw_only=True):
     """Everything a run needs that is not in its document.
 
@@ -51,15 +80,29 @@ class Deps(Struct, frozen=True, kw_only=True):
     backend: CellBackend
     events: Events
     broker: SecretBroker
-    artifacts: ArtifactStore | None
+    stores: Stores
     run: RunIdentity
     key: str
     environment: Mapping[str, str]
+    reporting: Reporting
+    derivation: Mapping[str, Any] | None = None
+    """What a verified token says of the authority: members of `started`."""
+    universal_role: str | None = None
+    """The role whose token is bound to no run, and was let pass."""
+    check_program: Callable[[Sequence[str]], None] | None = None
+    """Raises ConfigError for a program that the operator does not allow."""
+    refuse_unbounded: bool = False
+    open_session: Callable[[Listener, Mapping[str, str], Mapping[str, int], str], Session]
+    """From a listener, values, seconds that each may be had, and the name of the delivery mode."""
+    record_output: Callable[[Iterable[str]], Recorder] | None = None
+    """Gets the secrets that must not show."""
     run_timeout_ms: int | None = None
     stdin: int | None = None
     stdout: Output = Output()
     stderr: Output = Output()
     interrupt: int | None = None
+    stopping: Callable[[], bool] = lambda: False
+    """Whether the run was asked to stop."""
     monotonic: Callable[[], float]
     """Seconds."""
 
@@ -96,13 +139,15 @@ def run_cell(document: ExecutionCell, deps: Deps) -> CellOutcome:
     cell = deps.backend.create(spec, key=deps.key)
     notes = _Notes()
     try:
-        secrets = _resolve_secrets(spec, deps)
-        started = events.started(deps.run, ttl_seconds=spec.lifetime.ttl_seconds, isolation=_isolation_members(cell.isolation))
-        notes.started_id = deps.events.emit(started)
+        _declare(cell, spec, deps)
+        secrets = _resolve_secrets(spec, deps, notes)
+        _start(cell, spec, deps, notes)
         if spec.run is not None:
             _run_command(cell, spec, spec.run, secrets, deps, notes)
         for artifact in (spec.export and spec.export.artifacts) or ():
-            notes.receipts.append(_deliver(cell, artifact, deps, notes.started_id))
+            if deps.stopping():
+                raise _RunError(TERMINATED)
+            notes.receipts.append(_deliver(cell, artifact, secrets, deps, notes.started_id))
     except CellosError as error:
         notes.fail(str(error))
     except BaseException as error:
@@ -134,7 +179,12 @@ class _Notes:
         self.reason: str | None = None
         self.started_id: str | None = None
         self.command: CommandResult | None = None
+        self.exit_code: int | None = None
+        """As events tell it: -1 where a command has none, None where none came to its end."""
         self.timed_out: Deadline | None = None
+        self.identity: Identity | None = None
+        """The one that was materialized."""
+        self.fetched: frozenset[str] | None = None
         self.receipts: list[Receipt] = []
         self.residue: tuple[Residue, ...] = ()
 
@@ -154,9 +204,27 @@ class _RunError(CellosError):
     code = "run"
 
 
-def _resolve_secrets(spec: CellSpec, deps: Deps) -> dict[str, str]:
-    values = {}
+def _declare(cell: LiveCell, spec: CellSpec, deps: Deps) -> None:
+    for draft in report.declared(deps.run, spec, deps.reporting):
+        deps.events.emit(draft)
+    unbounded = [name for name in cell.isolation.unbounded if name in ("memory", "cpu")]
+    if deps.refuse_unbounded and unbounded:
+        what = " and ".join(unbounded)
+        raise _RunError(f"cannot enforce spec.run.limits: nothing limits {what} on this host, and the profile is hardened")
+
+
+def _resolve_secrets(spec: CellSpec, deps: Deps, notes: _Notes) -> dict[str, str]:
+    """The identity's credential first, then the secrets in order; nothing is fetched twice."""
+    leased = spec.run is not None and spec.run.secret_delivery == "runtimeLeasedBroker"
+    values: dict[str, str] = {}
+    if spec.identity is not None:
+        values[spec.identity.secret_ref] = _materialize(spec.identity, deps, leased=leased)
+        notes.identity = spec.identity
     for key in dict.fromkeys(spec.authority.secret_refs or ()):
+        if key in values:
+            continue
+        if leased:
+            raise _RunError(f"runtime leased broker prepare: {SecretBrokerError(NO_LEASES)}")
         unresolvable = f"secret {key} unresolvable via {deps.broker.name} broker"
         try:
             value = deps.broker.resolve(key, cell_id=deps.run.cell_id)
@@ -168,40 +236,111 @@ def _resolve_secrets(spec: CellSpec, deps: Deps) -> dict[str, str]:
     return values
 
 
-def _run_command(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str, str], deps: Deps, notes: _Notes) -> None:
-    limit = deadline.choose(ttl_seconds=spec.lifetime.ttl_seconds, timeout_ms=run.timeout_ms, env_ms=deps.run_timeout_ms)
-    command = Command(
-        argv=run.argv,
-        environment={**deps.environment, **secrets},
-        working_directory=run.working_directory,
-        stdin=deps.stdin,
-        stdout=deps.stdout,
-        stderr=deps.stderr,
-        deadline_seconds=limit.seconds,
-        grace_seconds=float((run.limits and run.limits.graceful_shutdown_seconds) or 0),
-        interrupt=deps.interrupt,
+def _materialize(identity: Identity, deps: Deps, *, leased: bool) -> str:
+    """The credential of an identity: what the broker gives for its audience."""
+    unresolvable = f"identity {identity.secret_ref} unresolvable via {deps.broker.name} broker"
+    failure: str | None = None
+    value = ""
+    if leased:
+        prepare = f"runtime leased broker prepare {identity.audience} -> {identity.secret_ref}"
+        failure = f"{prepare}: {SecretBrokerError(NO_LEASES)}"
+    else:
+        try:
+            value = deps.broker.resolve(identity.audience, cell_id=deps.run.cell_id)
+        except SecretBrokerError as error:
+            failure = f"{unresolvable}: {error}"
+        if not value and failure is None:
+            failure = f"{unresolvable} (empty value for {identity.audience})"
+    if failure is not None:
+        _best_effort(deps, observations.identity_failed(deps.run, identity, operation="materialize", reason=failure))
+        raise _RunError(failure)
+    deps.events.emit(observations.identity_materialized(deps.run, identity))
+    return value
+
+
+def _start(cell: LiveCell, spec: CellSpec, deps: Deps, notes: _Notes) -> None:
+    """Say that the cell is there, and what holds it."""
+    isolation = cell.isolation
+    notes.started_id = deps.events.emit(
+        events.started(deps.run, ttl_seconds=spec.lifetime.ttl_seconds, isolation=_isolation_members(isolation), derivation=deps.derivation)
     )
-    spawned = events.process_spawned(deps.run, program=run.argv[0], argc=len(run.argv))
-    result = notes.command = cell.run(command, on_started=lambda: _discard(deps.events.emit(spawned)))
+    if deps.universal_role is not None:
+        deps.events.emit(observations.universal_token(deps.run, role_root=deps.universal_role))
+    if isolation.security is not None:
+        deps.events.emit(report.container_security(deps.run, isolation.security))
+    if isolation.own_network:
+        deps.events.emit(observations.network_policy(deps.run, spec.authority.egress_rules or ()))
+
+
+def _run_command(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str, str], deps: Deps, notes: _Notes) -> None:
+    if deps.check_program is not None:
+        deps.check_program(run.argv)
+    limit = deadline.choose(ttl_seconds=spec.lifetime.ttl_seconds, timeout_ms=run.timeout_ms, env_ms=deps.run_timeout_ms)
+    session = None
+    recorder = None
+    try:
+        if run.secret_delivery != "env" and secrets:
+            session = _open_session(cell, spec, run, secrets, deps, notes)
+        recorder = deps.record_output(secrets.values()) if deps.record_output else None
+        command = Command(
+            argv=run.argv,
+            environment={**deps.environment, **(session.environment if session else secrets)},
+            working_directory=run.working_directory,
+            stdin=deps.stdin,
+            stdout=deps.stdout,
+            stderr=deps.stderr,
+            deadline_seconds=limit.seconds,
+            grace_seconds=float((run.limits and run.limits.graceful_shutdown_seconds) or 0),
+            interrupt=deps.interrupt,
+            on_output=recorder.write if recorder else None,
+        )
+        spawned = events.process_spawned(deps.run, program=run.argv[0], argc=len(run.argv))
+        result = notes.command = cell.run(command, on_started=lambda: _discard(deps.events.emit(spawned)))
+    finally:
+        if session is not None:
+            session.close()
+            notes.fetched = session.fetched
+        if recorder is not None:
+            recorder.close()
+    _complete(result, spec, run, limit, cell.isolation, deps, notes)
+    if notes.reason is not None:
+        raise _RunError(notes.reason)
+
+
+def _open_session(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str, str], deps: Deps, notes: _Notes) -> Session:
+    seconds = dict.fromkeys(secrets, spec.lifetime.ttl_seconds)
+    if spec.identity is not None and spec.identity.ttl_seconds is not None:
+        seconds[spec.identity.secret_ref] = spec.identity.ttl_seconds
+    try:
+        return deps.open_session(cell.listen(), secrets, seconds, run.secret_delivery)
+    except (CellosError, OSError) as error:
+        notes.exit_code = events.NO_EXIT_CODE
+        raise _RunError(f"start {run.secret_delivery} secret delivery session: {error}") from error
+
+
+def _complete(result: CommandResult, spec: CellSpec, run: Run, limit: Deadline, isolation: Isolation, deps: Deps, notes: _Notes) -> None:
+    """Report how the command ended. That comes before a failure to report it."""
     if result.ended == "deadline":
         notes.timed_out = limit
     spawn_error = _spawn_error(result, limit)
+    completed = events.command_completed(
+        deps.run,
+        argv=run.argv,
+        exit_code=result.exit_code,
+        duration_ms=result.duration_ms,
+        spawn_error=spawn_error,
+        signal=result.signal if result.ended == "exited" else None,
+        oom_killed=result.oom_killed,
+    )
+    exit_code: int = completed.data["exitCode"]
+    notes.exit_code = exit_code
     try:
-        deps.events.emit(
-            events.command_completed(
-                deps.run,
-                argv=run.argv,
-                exit_code=result.exit_code,
-                duration_ms=result.duration_ms,
-                spawn_error=spawn_error,
-                signal=result.signal if result.ended == "exited" else None,
-                oom_killed=result.oom_killed,
-            )
-        )
-    finally:  # how the command ended comes before a failure to record it
+        if isolation.own_network:
+            rules = len(spec.authority.egress_rules or ())
+            deps.events.emit(observations.network_enforcement(deps.run, rule_count=rules, exit_code=exit_code, spawn_error=spawn_error))
+        deps.events.emit(completed)
+    finally:
         _judge(result, spawn_error, notes)
-    if notes.reason is not None:
-        raise _RunError(notes.reason)
 
 
 def _spawn_error(result: CommandResult, limit: Deadline) -> str | None:
@@ -227,19 +366,26 @@ def _judge(result: CommandResult, spawn_error: str | None, notes: _Notes) -> Non
         notes.fail(f"command exited with status {status}")
 
 
-def _deliver(cell: LiveCell, artifact: Artifact, deps: Deps, started_id: str | None) -> Receipt:
+def _deliver(cell: LiveCell, artifact: Artifact, secrets: Mapping[str, str], deps: Deps, started_id: str | None) -> Receipt:
     deps.events.emit(events.fs_touch(deps.run, source_path=artifact.path, artifact_name=artifact.name))
+    store = deps.stores.for_artifact(artifact)
     try:
-        if deps.artifacts is None:
+        store = deps.stores.for_artifact(artifact, secrets)
+        if store is None:
             raise ExportError(f'export requested for artifact "{artifact.name}" but no export sink is configured')
         with cell.open_artifact(artifact.path) as source:
-            receipt = deps.artifacts.put(deps.run.cell_id, artifact.name, source)
+            receipt = store.put(deps.run.cell_id, artifact.name, source, content_type=artifact.content_type)
     except ExportError as error:
-        failed = events.export_failed(deps.run, artifact_name=artifact.name, target_kind="local", reason=str(error), provenance=started_id)
-        try:
-            deps.events.emit(failed)
-        except EventSinkError:
-            pass  # best effort: the export's own failure is the reason that matters
+        failed = events.export_failed(
+            deps.run,
+            artifact_name=artifact.name,
+            target_kind=deps.stores.kind_for(artifact),
+            target_name=store.target if store else artifact.target,
+            destination=store.destination(deps.run.cell_id, artifact.name) if store else None,
+            reason=str(error),
+            provenance=started_id,
+        )
+        _best_effort(deps, failed)  # the export's own failure is the reason that matters
         raise
     deps.events.emit(events.export_completed(deps.run, artifact_name=artifact.name, receipt=receipt, provenance=started_id))
     return receipt
@@ -251,6 +397,17 @@ def _tear_down(cell: LiveCell, spec: CellSpec, deps: Deps, notes: _Notes) -> Non
     except Exception as error:  # noqa: BLE001 - whatever a backend raises here, the record gets its end
         notes.fail(f"cell destroy: {error}")
         notes.residue = (Residue(kind="unknown", detail=str(error)),)
+    if notes.identity is not None:
+        _best_effort(deps, observations.identity_revoked(deps.run, notes.identity, provenance=notes.started_id))
+    for draft in report.closing(
+        deps.run,
+        spec,
+        digest=deps.reporting.digest,
+        isolation=cell.isolation,
+        exit_code=notes.exit_code,
+        fetched=notes.fetched,
+    ):
+        _best_effort(deps, draft)
     try:
         deps.events.emit(
             events.destroyed(
@@ -264,6 +421,14 @@ def _tear_down(cell: LiveCell, spec: CellSpec, deps: Deps, notes: _Notes) -> Non
         )
     except EventSinkError as error:
         notes.fail(str(error))
+
+
+def _best_effort(deps: Deps, draft: Draft) -> None:
+    """Report something that changes nothing about the run's outcome, not even by failing."""
+    try:
+        deps.events.emit(draft)
+    except EventSinkError:
+        return
 
 
 def _isolation_members(isolation: Isolation) -> dict[str, object]:

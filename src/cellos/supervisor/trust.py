@@ -13,6 +13,7 @@ from msgspec import Struct
 from cellos.core import observations
 from cellos.core.documents import CellSpec, ExecutionCell
 from cellos.core.events import Draft, RunIdentity
+from cellos.core.ids import rfc3339
 from cellos.errors import CellosError, ConfigError, InvalidSpec, SpecSyntaxError, os_error_text
 from cellos.supervisor.config import Config
 
@@ -42,18 +43,14 @@ class Grant(Struct, frozen=True, kw_only=True):
     universal_role: str | None = None
 
 
-class Rejection(Exception):  # noqa: N818 - as the tree of errors: a condition
+class Rejected(CellosError):
     """A policy refuses the document. `draft` is the event that says so."""
+
+    code = "rejected"
 
     def __init__(self, text: str, draft: Draft) -> None:
         super().__init__(text)
         self.draft = draft
-
-
-class Rejected(CellosError):
-    """The same, for whoever asked."""
-
-    code = "rejected"
 
 
 def check_document(spec: CellSpec, config: Config) -> None:
@@ -77,7 +74,7 @@ def check_document(spec: CellSpec, config: Config) -> None:
         )
 
 
-def load(config: Config, now: Callable[[], str]) -> Trust:
+def load(config: Config, now_ns: Callable[[], int]) -> Trust:
     """Read what the configuration names. Raises ConfigError."""
     keys: Mapping[str, str] = {}
     pack = policy = None
@@ -86,7 +83,7 @@ def load(config: Config, now: Callable[[], str]) -> Trust:
 
         raw = read_file("CELLOS_AUTHORITY_KEYS_PATH", config.authority_keys)
         keys = _understood("CELLOS_AUTHORITY_KEYS_PATH", "authority keys", config.authority_keys, lambda: read_authority_keys(raw))
-    notices = tuple(_keyset(config, now))
+    notices = tuple(_keyset(config, now_ns()))
     if config.policy_pack is not None:
         from cellos.core.policy import read_policy_pack
 
@@ -115,7 +112,7 @@ def grant(document: ExecutionCell, config: Config, trust: Trust, warn: Callable[
     from cellos.core import derivation
 
     derivation.verify_token(document.spec, trust.authority_keys)
-    refusal = derivation.scope_refusal(token, require_scoped=config.require_scoped)
+    refusal = derivation.scope_refusal(token, permissive=not config.require_scoped)
     if refusal is not None:
         raise InvalidSpec(refusal, path="spec.authority.authorityDerivation.parentRunId")
     universal = derivation.is_universal(token)
@@ -130,23 +127,23 @@ def grant(document: ExecutionCell, config: Config, trust: Trust, warn: Callable[
     return Grant(document=derivation.effective(document), derivation=said, universal_role=token.role_root if universal else None)
 
 
-def check_policies(
-    run: RunIdentity, spec: CellSpec, config: Config, trust: Trust, within_rate: Callable[[str, int], bool]
-) -> None:
-    """Hold the document against authorization policy and policy pack, in that order. Raises Rejection.
+def check_policies(run: RunIdentity, spec: CellSpec, config: Config, trust: Trust, within_rate: Callable[[str, int], bool]) -> None:
+    """Hold the document against authorization policy and policy pack, in that order. Raises Rejected.
 
     `within_rate` counts a cell of a subject and says whether it is one too many in an hour.
     """
     if trust.policy is not None:
-        from cellos.core.policy import authorize
+        from cellos.core.policy import authorize, rate_denial
 
         denial = authorize(trust.policy, spec)
-        if denial is not None:
-            raise _not_authorized(run, denial.reason, denial.message, denial.pool_id, denial.pack_id)
         most, subject = trust.policy.spec.max_cells_per_hour, run.tenant_id or ""
-        if most is not None and not within_rate(subject, most):
-            message = f'tenantId "{subject}" has started {most} cells within an hour, the most that the authorization policy allows'
-            raise _not_authorized(run, "rate_limit_exceeded", message, None, None)
+        if denial is None and most is not None and not within_rate(subject, most):
+            denial = rate_denial(trust.policy, subject)
+        if denial is not None:
+            draft = observations.authz_rejected(
+                run, reason=denial.reason, message=denial.message, pool_id=denial.pool_id, pack_id=denial.pack_id
+            )
+            raise Rejected(f"cell spec rejected by authorization policy: {denial.message}", draft)
     if trust.pack is not None:
         from cellos.core.policy import caller_refusal, violations
 
@@ -157,7 +154,19 @@ def check_policies(
         if found:
             listed = "; ".join(f"{rule}: {message}" for rule, message in found)
             text = f"cell spec rejected by policy pack '{trust.pack.spec.id}': {listed}"
-            raise Rejection(text, observations.policy_rejected(run, spec, violations=found))
+            raise Rejected(text, observations.policy_rejected(run, spec, violations=found))
+
+
+def bounded(granted: Grant, trust: Trust) -> Grant:
+    """With the policy pack's maxima where the document declares no limit."""
+    if trust.pack is None:
+        return granted
+    from msgspec.structs import replace
+
+    from cellos.core import policy
+
+    spec = policy.bounded(trust.pack, granted.document.spec)
+    return granted if spec is granted.document.spec else replace(granted, document=replace(granted.document, spec=spec))
 
 
 def read_file(variable: str, path: str) -> bytes:
@@ -168,12 +177,7 @@ def read_file(variable: str, path: str) -> bytes:
         raise ConfigError(f"{variable}: cannot read '{path}': {os_error_text(error)}") from error
 
 
-def _not_authorized(run: RunIdentity, reason: str, message: str, pool_id: str | None, pack_id: str | None) -> Rejection:
-    draft = observations.authz_rejected(run, reason=reason, message=message, pool_id=pool_id, pack_id=pack_id)
-    return Rejection(f"cell spec rejected by authorization policy: {message}", draft)
-
-
-def _keyset(config: Config, now: Callable[[], str]) -> list[Draft]:
+def _keyset(config: Config, now_ns: int) -> list[Draft]:
     """Verify the trust keyset; the event about it."""
     from_variable = config.keyset_variable
     if config.trust_keys is None and config.require_trust_keys:
@@ -185,37 +189,41 @@ def _keyset(config: Config, now: Callable[[], str]) -> list[Draft]:
         try:
             ring = read_verify_keys(_read(config.trust_keys))
         except (OSError, CellosError) as error:
-            text = f"trust verify keys: cannot open {config.trust_keys}: {os_error_text(error)}" if isinstance(error, OSError) else str(error)
+            text = (
+                f"trust verify keys: cannot open {config.trust_keys}: {os_error_text(error)}" if isinstance(error, OSError) else str(error)
+            )
             raise ConfigError(f"CELLOS_TRUST_VERIFY_KEYS_PATH: cannot load '{config.trust_keys}': {text}") from error
     if not config.keyset:
         if from_variable != "CELLOS_TRUST_KEYSET_CHAIN_PATH":
             return []
-        return _unverified(config, "(empty chain)", f"{from_variable} set but parsed no envelope paths", now)
+        return _unverified(config, "(empty chain)", f"{from_variable} set but parsed no envelope paths", now_ns)
     try:
-        envelopes = [_read_envelope(path) for path in config.keyset]
-        from cellos.core.evidence.keyset import verify_chain, verify_envelope
+        from cellos.core.evidence.keyset import read_envelope, verify_chain, verify_envelope
 
+        envelopes = [_understood_envelope(path, read_envelope) for path in config.keyset]
         chained = from_variable == "CELLOS_TRUST_KEYSET_CHAIN_PATH"
-        found = verify_chain(envelopes, ring, now()) if chained else verify_envelope(envelopes[0], ring, now())
+        found = verify_chain(envelopes, ring, now_ns) if chained else verify_envelope(envelopes[0], ring, now_ns)
     except CellosError as error:
-        return _unverified(config, os.path.basename(config.keyset[-1]), error.text, now)
+        return _unverified(config, os.path.basename(config.keyset[-1]), error.text, now_ns)
     verified = observations.keyset_verified(
-        keyset_id=found.keyset_id, payload_digest=found.payload_digest, signer_kid=found.signer_kid, verified_at=now()
+        keyset_id=found.keyset_id, payload_digest=found.payload_digest, signer_kid=found.signer_kid, verified_at=rfc3339(now_ns)
     )
     return [verified]
 
 
-def _unverified(config: Config, attempted: str, reason: str, now: Callable[[], str]) -> list[Draft]:
+def _unverified(config: Config, attempted: str, reason: str, now_ns: int) -> list[Draft]:
     if config.require_trust_keys:
         raise ConfigError(f"{config.keyset_variable}: verification failed under CELLOS_REQUIRE_TRUST_VERIFY_KEYS=1: {reason}")
-    return [observations.keyset_verification_failed(attempted=attempted, reason=reason, failed_at=now())]
+    return [observations.keyset_verification_failed(attempted=attempted, reason=reason, failed_at=rfc3339(now_ns))]
 
 
-def _read_envelope(path: str) -> bytes:
+def _understood_envelope(path: str, read: Callable[[bytes], T]) -> T:
     try:
-        return _read(path)
+        return read(_read(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {os_error_text(error)}") from error
+    except CellosError as error:
+        raise ConfigError(f"JSON parse error in {path}: {error.text}") from error
 
 
 def _read(path: str) -> bytes:

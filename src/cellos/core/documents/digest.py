@@ -17,10 +17,9 @@ def canonical_spec_hash(spec: CellSpec) -> str:
 
     Two documents that differ only in blanks, order of members, or defaults written out have the same.
     """
-    import json
+    from msgspec import json
 
     from cellos.core.documents.forms import canonical_form
     from cellos.core.sha256 import sha256
 
-    text = json.dumps(canonical_form(spec), ensure_ascii=False, separators=(",", ":"))
-    return f"sha256:{sha256(text.encode()).hexdigest()}"
+    return f"sha256:{sha256(json.encode(canonical_form(spec))).hexdigest()}"
