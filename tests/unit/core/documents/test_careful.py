@@ -77,9 +77,7 @@ SCALARS = st.sampled_from(
         "tru",
         "nul",
     ]
-) | st.sampled_from(
-    ["9" * 40, "9" * 400, "9" * 5000, '"\\ud83d\\ude00"', '"\\ud83d"', '"\\udc00x"', '"\\x"', '"\t"', '"\x7f"', '"\\b\\n"', "''"]
-)
+) | st.sampled_from(["9" * 40, '"\\ud83d\\ude00"', '"\\ud83d"', '"\\udc00x"', '"\\x"', '"\t"', '"\x7f"', '"\\b\\n"', "''"])
 BLANKS = st.sampled_from(["", "", "", " ", "\n", "\r\n\t", "\x0c", "\ufeff"])
 
 
@@ -144,7 +142,7 @@ def test_nesting(depth: int, opening: bytes, inside: bytes, closing: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    "unit", [b"x", b':\\"', b"\\\\", b'\\\\\\":', b'",":', b"[", b'{"":', b"0", b"1,", b"\xc3\xa9", b"\\u0041"], ids=repr
+    "unit", [b"x", b':\\"', b"\\\\", b'\\\\\\":', b'",":', b"[", b'{"":', b"9", b"1,", b"\xc3\xa9", b"\\u0041"], ids=repr
 )
 @pytest.mark.parametrize("frame", [(b'"', b'"'), (b"[0,", b"0]"), (b'{"a":"', b'"}'), (b"", b"")], ids=repr)
 def test_the_largest_documents(unit: bytes, frame: tuple[bytes, bytes]) -> None:
