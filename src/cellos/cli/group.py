@@ -31,6 +31,7 @@ class Verb(NamedTuple):
 VERBS = {
     "run": Verb("cellos.cli.run_command:run", "Run a command in a cell of its own, and keep evidence of it."),
     "events": Verb("cellos.cli.events:events", "Show what happened in a run, and check the record for changes."),
+    "spool": Verb("cellos.cli.spool:spool", "List and send events that wait for NATS."),
     "doctor": Verb("cellos.cli.doctor:doctor", "Say whether this host can hold cells, and what to do if not."),
     "completion": Verb("cellos.cli.completion:completion", "Print the completion script of a shell."),
 }
