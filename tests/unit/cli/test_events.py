@@ -16,8 +16,9 @@ from cellos.cli import events as verb
 from cellos.cli import timeline
 from cellos.cli.events import check, find, print_text
 from cellos.core import events
-from cellos.core.events import Event, canonical_bytes
-from cellos.errors import EvidenceError
+from cellos.core.events import Event, canonical_bytes, parse_event
+from cellos.core.evidence.sign import Signer
+from cellos.errors import ConfigError, EvidenceError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "events"
 RUN = GOLDEN / "run.jsonl"
@@ -263,3 +264,89 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[32mchain verified" in shown()
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in shown()
+
+
+class TestSignatures:
+    """The golden run, signed; `keys` and `shared` are the files to check it with."""
+
+    @pytest.fixture
+    def signed(self, tmp_path: Path) -> Path:
+        return self._record(tmp_path / "signed.jsonl", Signer("k1", "ed25519", bytes(range(32))))
+
+    @pytest.fixture
+    def keys(self, tmp_path: Path) -> Path:
+        path = tmp_path / "keys.json"
+        path.write_text('{"k1": "A6EHv_POEL4dcN0Y50vAmWfk1jCbpQ1fHdyGZBJVMbg"}')
+        return path
+
+    @staticmethod
+    def _record(path: Path, signer: Signer) -> Path:
+        path.write_bytes(b"".join(signer.wrap(parse_event(line), line) + b"\n" for line in RUN.read_bytes().splitlines()))
+        return path
+
+    def test_who_signed(self, signed: Path, keys: Path) -> None:
+        result = call(signed, "--keys", keys, "--require-signed")
+        header, *_, verdict = result.stdout.splitlines()
+        assert header.endswith(", signed by k1, verified")
+        assert verdict.startswith("chain verified: 6 events")
+        assert result.exit_code == 0
+
+    def test_as_json(self, signed: Path, keys: Path) -> None:
+        verdict = json.loads(call(signed, "--keys", keys, "--json").stdout)["verdict"]
+        assert (verdict["state"], verdict["signature"], verdict["signers"]) == ("verified", "verified", ["k1"])
+        verdict = json.loads(call(signed, "--json").stdout)["verdict"]
+        assert (verdict["state"], verdict["signature"], verdict["signers"]) == ("verified", "unchecked", ["k1"])
+
+    def test_shared_keys(self, tmp_path: Path, keys: Path) -> None:
+        record = self._record(tmp_path / "mac.jsonl", Signer("k1", "hmac-sha256", b"cellos-hmac-demo-key"))
+        shared = tmp_path / "shared.json"
+        shared.write_text('{"k1": "Y2VsbG9zLWhtYWMtZGVtby1rZXk"}')
+        assert "signed by k1, verified" in call(record, "--keys", keys, "--hmac-keys", shared).stdout
+        assert "signature BROKEN: line 1: unknown key: " in call(record, "--keys", keys).stdout
+
+    def test_a_change_to_the_last_event(self, signed: Path, keys: Path) -> None:
+        signed.write_bytes(signed.read_bytes().replace(b'"outcome":"succeeded"', b'"outcome":"failed"'))
+        result = call(signed, "--keys", keys)
+        assert "signed by k1, but that does not hold" in result.stdout
+        assert "signature BROKEN: line 6: bad signature: signed event envelope: ed25519 verify failed: " in result.stdout
+        assert result.exit_code == 1
+        assert "chain verified" in call(signed).stdout, "this is what the keys are for"
+
+    def test_an_unsigned_record(self, keys: Path) -> None:
+        result = call(RUN, "--keys", keys)
+        assert (result.stdout.splitlines()[0].endswith(", NOT SIGNED"), result.exit_code) == (True, 0)
+        result = call(RUN, "--keys", keys, "--require-signed")
+        assert "signature BROKEN: line 1: unsigned: CELLOS_EVENT_REQUIRE_SIGNED=1 but payload is not a Signed" in result.stdout
+        assert result.exit_code == 1
+
+    def test_one_event_without_a_chain(self, keys: Path) -> None:
+        result = call(GOLDEN / "signed-wrapper.jsonl", "--keys", keys)
+        assert "no chain: 1 event without a link to the one before, so only the signature of each could be verified" in result.stdout
+        assert result.exit_code == 1
+
+    def test_variables_stand_for_options(self, signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CELLOS_EVENT_VERIFY_KEYS_PATH", f" {keys} ")
+        monkeypatch.setenv("CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH", " ")
+        assert "signed by k1, verified" in call(signed).stdout
+        assert call(RUN).exit_code == 0
+        monkeypatch.setenv("CELLOS_EVENT_REQUIRE_SIGNED", " Yes ")
+        assert (call(signed).exit_code, call(RUN).exit_code) == (0, 1)
+
+    def test_an_option_is_stronger_than_its_variable(self, signed: Path, keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CELLOS_EVENT_VERIFY_KEYS_PATH", "/nowhere")
+        assert "signed by k1, verified" in call(signed, "--keys", keys).stdout
+        monkeypatch.setenv("CELLOS_EVENT_REQUIRE_SIGNED", "no")
+        assert call(RUN, "--keys", keys).exit_code == 0
+
+    def test_to_require_signatures_takes_keys(self, signed: Path) -> None:
+        result = call(signed, "--require-signed")
+        assert isinstance(result.exception, ConfigError)
+        assert "give --keys FILE or CELLOS_EVENT_VERIFY_KEYS_PATH" in str(result.exception)
+
+    def test_keys_that_cannot_be_read(self, signed: Path, keys: Path) -> None:
+        link = keys.with_name("link")
+        link.symlink_to(keys)
+        done = program(signed, "--keys", link)
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert b"trust verify keys: cannot open " in done.stderr
+        assert b"Traceback" not in done.stderr
