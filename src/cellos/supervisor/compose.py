@@ -246,7 +246,7 @@ def _emit_alone(host: Host, sinks: Sinks, drafts: Sequence[Draft]) -> list[str]:
     """Record and send events that no chain links. The files that they are in."""
     if not drafts:
         return []
-    spool = Spool(f"{host.state.spool}/{os.urandom(8).hex()}.jsonl")
+    spool = Spool(_new_file(host, sinks, os.urandom(8).hex()))
     try:
         emitter = _emitter(host, None, spool, sinks)
         for draft in drafts:
@@ -264,6 +264,11 @@ def _settle(host: Host, sinks: Sinks, paths: Sequence[str]) -> None:
     else:
         for path in paths:
             os.unlink(path)
+
+
+def _new_file(host: Host, sinks: Sinks, name: str) -> str:
+    """Where events wait to be sent; where nobody wants them sent, they are the evidence."""
+    return f"{host.state.evidence if sinks.none_at_all else host.state.spool}/{name}.jsonl"
 
 
 def _emitter(host: Host, chain: Chain | None, spool: Spool, sinks: Sinks) -> Emitter:
@@ -290,7 +295,7 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
         ttl_seconds=granted.document.spec.lifetime.ttl_seconds,
         backend=host.backend.kind,
         footprint=host.backend.footprint(key),
-        spool=f"{host.state.evidence}/{run.run_id}.jsonl" if order.keep_evidence else f"{host.state.spool}/{key}.jsonl",
+        spool=f"{host.state.evidence}/{run.run_id}.jsonl" if order.keep_evidence else _new_file(host, sinks, key),
         keep_spool=stays or sinks.forwards,
         jsonl=config.jsonl,
         jsonl_offset=sinks.mirror_size,
