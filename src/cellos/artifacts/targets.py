@@ -1,7 +1,8 @@
 """Which store each artifact of a document goes to, by the document's targets and the operator's variables.
 
 Where files leave this host to is the operator's to say: the variables win. An http target that no variable speaks of goes to its own
-`baseUrl`, but only where the document's egress rules list that host, and then with its own `secretRef`, never with the operator's token.
+`baseUrl`, but only where the document's egress rules list that host, and then never with the operator's token. A target's `secretRef` is
+its token where the operator gave none.
 A target without a URL has no store; a run with an artifact for it is refused before a cell exists.
 
 A variable may be for one target: `CELLOS_EXPORT_HTTP_BASE_URL__DROP` is for the target `drop`, `…__MY_DROP` for `my-drop`.
@@ -175,11 +176,7 @@ def _http_target(
 ) -> HttpStore | None:
     url = scoped(environment, HTTP_URL, target.name)
     if url is not None:
-        # A target with a secret of its own wants that one, unless the operator gave a token for just this target.
-        only = _scoped_name(HTTP_TOKEN, target.name)
-        own = environment.get(only, "").strip()
-        token = (_checked_token(only, own) if own else None) if target.secret_ref else _token(environment, target.name)
-        return _http_store(url[1], target.name, environment, token, sleep)
+        return _http_store(url[1], target.name, environment, _token(environment, target.name), sleep)
     if REQUIRE_HTTP in environment:
         raise ConfigError(f'{REQUIRE_HTTP} is set but no HTTP export base URL is configured for target "{target.name}"')
     from cellos.core.documents.base_url import parse_base_url
@@ -250,10 +247,9 @@ def _http_store(
 
 def _token(environment: Mapping[str, str], target: str | None) -> str | None:
     found = scoped(environment, HTTP_TOKEN, target)
-    return None if found is None else _checked_token(*found)
-
-
-def _checked_token(name: str, token: str) -> str:
+    if found is None:
+        return None
+    name, token = found
     if not re.fullmatch(r"[!-~]+", token):
         raise ConfigError(f"{name}: a token is printable ASCII without blanks")
     return token

@@ -12,8 +12,8 @@ REDACTED = "<redacted>"
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.DOTALL)
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\x00-\x20\x7f<>\"\\^`{|}%:@\[\]]+)(?::([0-9]*))?")
-# A URL in the middle of a text ends at what cannot stand in one.
-_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>`]*")
+# A URL in the middle of a text ends at a blank only: a password may hold what should have been encoded.
+_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S*")
 
 
 def without_credentials(url: str) -> str:

@@ -24,6 +24,8 @@ TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_MS = 10_000
 
 _U64 = 1 << 64
+# Eleven days. The kernel's and Python's own limits on waiting are lower than 64 bits of milliseconds.
+_LONGEST_SECONDS = 1e6
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.*?(?:-----END CERTIFICATE-----|\Z)", re.DOTALL)
 # Where distributions keep the store, for a Python that was built for another one.
 _STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/cert.pem", "/etc/ssl/ca-bundle.pem", "/etc/ssl/cert.pem")
@@ -39,9 +41,10 @@ def client(environment: Mapping[str, str], *, timeout_ms: int, connect_timeout_m
 
     from cellos.http.transport import Transport
 
+    seconds, connect_seconds = (min(limit / 1000, _LONGEST_SECONDS) for limit in (timeout_ms, connect_timeout_ms))
     return httpx2.Client(
-        transport=Transport(environment, context, seconds=timeout_ms / 1000),
-        timeout=httpx2.Timeout(timeout_ms / 1000, connect=min(connect_timeout_ms, timeout_ms) / 1000),
+        transport=Transport(environment, context, seconds=seconds),
+        timeout=httpx2.Timeout(seconds, connect=connect_seconds),
         follow_redirects=False,
         trust_env=False,
         # An answer that is not compressed is as long as it looks.
