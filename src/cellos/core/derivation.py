@@ -17,7 +17,7 @@ from cellos.core.documents import AuthorityDerivation, CellSpec, EgressRule, Exe
 from cellos.core.documents.wording import given, quoted
 from cellos.core.evidence import ed25519
 from cellos.core.evidence.base64 import Base64Error, decode_standard
-from cellos.errors import ConfigError, InvalidSpec, SpecSyntaxError
+from cellos.errors import InvalidSpec, SpecSyntaxError
 
 EXCEEDS = "spec.authorityDerivation.leafCapability exceeds spec.authority — child authority must be ⊆ declared authority"
 UNIVERSAL = (
@@ -65,17 +65,14 @@ Outcome = Valid | ExceedsGrantorEgress | ExceedsGrantorSecrets | InvalidSignatur
 
 
 def read_authority_keys(raw: bytes) -> dict[str, str]:
-    """The keys file: role to public key, in standard base64. Keys are looked at when one is used. Raises ConfigError."""
-    try:
-        value = strict.decode(raw)
-    except SpecSyntaxError as error:
-        raise ConfigError(error.text) from None
+    """The keys file: role to public key, in standard base64. Keys are looked at when one is used. Raises SpecSyntaxError."""
+    value = strict.decode(raw)
     if not isinstance(value, dict):
-        raise ConfigError(f"the document must be an object, role -> base64 of a public key, given {given(value)}")
+        raise SpecSyntaxError(f"the document must be an object, role -> base64 of a public key, given {given(value)}")
     keys = {}
     for role, key in value.items():
         if not isinstance(key, str):
-            raise ConfigError(f"role {quoted(role)} must have the base64 of a public key, given {given(key)}")
+            raise SpecSyntaxError(f"role {quoted(role)} must have the base64 of a public key, given {given(key)}")
         keys[role] = key
     return keys
 

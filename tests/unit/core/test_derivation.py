@@ -23,7 +23,7 @@ from cellos.core.derivation import (
 )
 from cellos.core.documents import AuthorityDerivation, Capability, EgressRule, ExecutionCell, GrantorSignature, parse_execution_cell
 from cellos.core.evidence import ed25519
-from cellos.errors import ConfigError, InvalidSpec
+from cellos.errors import InvalidSpec, SpecSyntaxError
 
 ROLE = "role-e4-02"
 RULE = {"host": "api.example.com", "port": 443, "protocol": "https"}
@@ -292,6 +292,6 @@ class TestKeysFile:
         ],
     )
     def test_refused(self, raw: bytes, text: str) -> None:
-        with pytest.raises(ConfigError) as caught:
+        with pytest.raises(SpecSyntaxError) as caught:
             read_authority_keys(raw)
-        assert str(caught.value) == text
+        assert caught.value.text == text
