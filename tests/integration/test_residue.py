@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cellos.backends.linux import LinuxBackend, LinuxCell
+from cellos.backends.linux import LinuxBackend
+from cellos.backends.linux_cell import LinuxCell
 from cellos.core.documents import parse_execution_cell
 from cellos.ports import Command, Residue
 from cellos.sandbox.hostids import DIRECTORY as HOST_IDS

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 from cellos.backends.linux_cell import TEARDOWN_SECONDS, LinuxCell, check_argv, explain, too_little_memory
 from cellos.backends.security import last_capability, read_status
-from cellos.backends.settings import CPU, MEMORY, NO_LIMIT, PARENT, LinuxSettings
+from cellos.backends.settings import CPU, MEMORY, NO_LIMIT, LinuxSettings
 from cellos.errors import ConfigError, HostBackendError, Unenforceable
 from cellos.ports import Isolation, Refusal, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox.cures import OWN_GROUP
-from cellos.sandbox.launcher import PARENT_STEP, Launcher, LauncherError
+from cellos.sandbox.launcher import Launcher, LauncherError
 from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
 if TYPE_CHECKING:
@@ -66,8 +66,6 @@ class LinuxBackend:
         try:
             self._hierarchy = launcher.hierarchy()
         except LauncherError as error:
-            if error.step == PARENT_STEP:
-                raise ConfigError(f"{PARENT}: {error.step} {error.text} (os error {error.errno})") from error
             raise explain(error.step, error.errno, error.text) from error
         if self._settings.memory_bytes and not self._can(cgroups.MEMORY):
             raise ConfigError(f"{MEMORY}: {_no_controller('memory')}")
@@ -227,6 +225,18 @@ class LinuxBackend:
         if not self._can(cgroups.PIDS):
             rlimits["NPROC"] = limits["pids"]  # counted within the cell's own user namespace
         return rlimits
+
+
+def missing_primitives(launcher: Launcher) -> tuple[str, ...]:
+    """Which of `unshare`, `seccomp` and `cgroup-v2` (limits of memory and processes, by either version) this host does not give us.
+
+    Waits until the launcher has made the cell that the next run takes anyway: called just before that, it costs one message.
+    Raises MissingPrimitive, HostBackendError, ConfigError where not even that can be tried.
+    """
+    try:
+        return launcher.missing()
+    except LauncherError as error:
+        raise explain(error.step, error.errno, error.text) from error
 
 
 def _no_controller(name: str) -> str:

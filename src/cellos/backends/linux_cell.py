@@ -17,14 +17,15 @@ import msgspec
 
 from cellos.backends.exports import open_regular
 from cellos.backends.relay import Relay
-from cellos.errors import ArgvTooLarge, ExportError, HostBackendError, MissingPrimitive
+from cellos.backends.settings import PARENT
+from cellos.errors import ArgvTooLarge, CellosError, ConfigError, ExportError, HostBackendError, MissingPrimitive
 from cellos.ports import Command, CommandResult, Isolation, Listener, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox import residue as remains
 from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.framing import framed
-from cellos.sandbox.launcher import Cloned
+from cellos.sandbox.launcher import PARENT_STEP, Cloned
 from cellos.sandbox.layout import SOCKET_PATH
 
 if TYPE_CHECKING:
@@ -342,8 +343,10 @@ def check_argv(argv: Sequence[str]) -> None:
             raise ArgvTooLarge(encoded_bytes=size, limit_bytes=LARGEST_ARGUMENT)
 
 
-def explain(step: str, number: int, text: str) -> HostBackendError:
+def explain(step: str, number: int, text: str) -> CellosError:
     """A failed step as an error that says what to do about it, where that is known."""
+    if step == PARENT_STEP:
+        return ConfigError(f"{PARENT}: {step} {text} (os error {number})")
     remedy = cure(step, number)
     if remedy:
         return MissingPrimitive(primitive=step, why=text, cure=remedy)

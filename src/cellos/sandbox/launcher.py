@@ -10,6 +10,7 @@ its control socket. That is why one can be made ahead, while the supervisor stil
 
 A request and its answer are one packet each, marshalled, on a SEQPACKET socket:
     {"hello": true}    {"version": 0, 1 or 2, "parents": {…}, "controllers": […]} | {"failed": step, "errno": n, "text": …}
+    {"missing": true}  {"missing": […]}, once a cell was made or could not be; it waits to be asked for
     {"serial": n}      {"pid": n, "host_id": n or null} with the pidfd, the control socket, a descriptor of each of HELD_NAMESPACES and the
                        lock on the host id, if there is one | {"failed": step, "errno": n, "text": …}
     {"returned": n}    {}, once that cell is gone: the supervisor had no room for its descriptors
@@ -126,6 +127,13 @@ class Launcher:
                 )
             self._said_hello = True
         return self._hierarchy
+
+    def missing(self) -> tuple[str, ...]:
+        """Which of `unshare`, `seccomp` and `cgroup-v2` this host does not give us; the last stands for limits of memory and processes, by
+        either version of control groups. Tried, not looked up: a cell is made, and the next `clone` takes it. Raises LauncherError.
+        """
+        answer, _ = self._ask({"missing": True}, 0)
+        return tuple(answer["missing"])
 
     def reserve(self) -> int:
         """The serial number of a cell to come, for `group` and `clone`."""

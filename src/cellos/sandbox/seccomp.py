@@ -184,6 +184,16 @@ def install(filter_program: bytes) -> None:
     call("seccomp", set_mode_filter, 0, struct.pack("HxxxxxxQ", len(filter_program) // 8, ctypes.addressof(buffer)))
 
 
+def is_available() -> bool:
+    """Whether this kernel, and whoever confined us before, let us install filters."""
+    get_action_avail, return_errno = 2, 0x0005_0000
+    try:
+        call("seccomp", get_action_avail, 0, struct.pack("I", return_errno))
+    except OSError:
+        return False
+    return True
+
+
 def _argument(index: int) -> int:
     """Offset of the lower half of an argument (little endian)."""
     return _ARGS_OFFSET + 8 * index

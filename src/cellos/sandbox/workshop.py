@@ -25,6 +25,7 @@ else:
 
 _CGROUP_REASONS = {errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EOPNOTSUPP}
 """What clone3 answers when it may not place the child in a group; it has other words for namespaces."""
+_GROUP_STEPS = {"make control group", "attach to control group"}
 _TEARDOWN_SECONDS = 5.0
 _FEW = 256
 _OPEN_FILES_NEEDED = 128
@@ -57,6 +58,11 @@ def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -
         try:
             if "hello" in request:
                 channel.send(marshal.dumps(workshop.describe()))
+                continue
+            if "missing" in request:
+                if spare is None:
+                    spare, spares_left = workshop.make(next_serial), spares_left - 1
+                channel.send(marshal.dumps(workshop.missing(spare)))
                 continue
             if "returned" in request:
                 workshop.clean_up(request["returned"])
@@ -155,6 +161,19 @@ class Workshop:
             return {"version": 0}
         hierarchy = self._hierarchy
         return {"version": hierarchy.version, "parents": hierarchy.parents, "controllers": sorted(hierarchy.controllers)}
+
+    def missing(self, tried: Made) -> dict[str, object]:
+        """What this host lacks, after an attempt to make a cell."""
+        if self._broken:
+            return self._broken.answer()
+        failed = tried.answer.get("failed")
+        controllers = self._hierarchy.controllers if self._hierarchy else frozenset()
+        lacks = {
+            "unshare": failed is not None and failed not in _GROUP_STEPS,
+            "seccomp": not seccomp.is_available(),
+            "cgroup-v2": failed in _GROUP_STEPS or not controllers >= {cgroups.MEMORY, cgroups.PIDS},
+        }
+        return {"missing": [primitive for primitive, lacking in lacks.items() if lacking]}
 
     def make(self, serial: int) -> Made:
         """Groups, id, clone, maps; a failure is part of what is returned, and leaves nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -222,3 +223,56 @@ def test_an_interpreter_that_is_gone_is_an_error() -> None:
         with contextlib.suppress(LauncherError), pytest.raises(OSError, match="nowhere"):
             Launcher.start()
     assert descriptors() == before
+
+
+# -- what the host lacks ----------------------------------------------------------------------------------------------------------------
+
+MISSING = """
+import json, sys
+from cellos.sandbox import launcher, seccomp, syscalls
+denied, groups = json.loads(sys.argv[1]), sys.argv[2]
+if groups != "all":
+    there = "None" if groups == "none" else f"cgroups.Hierarchy(version=2, parents={{'': '/tmp'}}, controllers=frozenset({groups.split()}))"
+    launcher._BOOT = launcher._BOOT.replace("from", f"from cellos.sandbox import cgroups; cgroups.discover = lambda **_: {there}; from", 1)
+if denied:
+    syscalls.no_new_privileges()
+    seccomp.install(seccomp.denying({int(number): 1 for number in denied}))
+with launcher.Launcher.start(ahead=int(sys.argv[3])) as started:
+    print(json.dumps([started.missing(), started.missing()]))
+"""
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize(
+    ("denied", "groups", "missing"),
+    [
+        ([], "none", ["cgroup-v2"]),
+        ([435], "none", ["unshare", "cgroup-v2"]),
+        ([317], "none", ["seccomp", "cgroup-v2"]),
+        ([435, 317], "none", ["unshare", "seccomp", "cgroup-v2"]),
+        ([435], "memory pids", ["unshare"]),
+        ([435], "memory pids cpu", ["unshare"]),
+        ([435], "memory cpu", ["unshare", "cgroup-v2"]),
+        ([435], "pids", ["unshare", "cgroup-v2"]),
+    ],
+)
+def test_what_the_host_lacks_is_tried(denied: list[int], groups: str, missing: list[str], ahead: int) -> None:
+    argv = [sys.executable, "-c", MISSING, json.dumps(denied), groups, str(ahead)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == [missing, missing]
+
+
+@pytest.mark.needs("limit memory", "limit processes")
+def test_this_host_lacks_nothing(launcher: Launcher) -> None:
+    assert launcher.missing() == ()
+
+
+def test_the_cell_that_was_tried_is_the_next_one(plain: CellSpec) -> None:
+    with Launcher.start() as starting:
+        starting.missing()
+        children = Path(f"/proc/{starting.pid}/task/{starting.pid}/children").read_text().split()
+        cell = LinuxBackend(launcher=starting).create(plain, key="0123456789abcdef")
+        assert cell.cloned
+        assert children == [str(cell.cloned.pid)]
+        assert cell.destroy() == ()
