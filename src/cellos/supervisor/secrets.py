@@ -118,7 +118,7 @@ class SecretSession:
 
     @property
     def fetched(self) -> frozenset[str]:
-        """The keys whose values left."""
+        """The keys whose values left. All of them are in it after `close`."""
         return frozenset(self._fetched)
 
     def __repr__(self) -> str:

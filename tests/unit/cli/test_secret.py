@@ -47,6 +47,7 @@ def session(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SecretSessi
 def test_the_value_as_it_is(session: SecretSession, key: str, capfdbinary: Any) -> None:
     assert secret.main(["get", key]) == 0
     assert capfdbinary.readouterr() == (VALUES[key].encode(), b"")
+    session.close()
     assert session.fetched == {key}
 
 
