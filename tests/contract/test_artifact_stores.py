@@ -158,7 +158,11 @@ def s3() -> Iterator[Any]:
     import boto3  # type: ignore[import-untyped]
     from botocore.config import Config  # type: ignore[import-untyped]
 
-    with subprocess.Popen([sys.executable, "-c", MOTO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        subprocess.Popen([sys.executable, "-c", MOTO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        patch.setenv("NO_PROXY", "127.0.0.1")
         assert process.stdin is not None
         assert process.stdout is not None
         endpoint = process.stdout.readline().strip()
@@ -169,7 +173,7 @@ def s3() -> Iterator[Any]:
             aws_access_key_id="AKIDEXAMPLE",
             aws_secret_access_key="not-a-secret",
             aws_session_token="a-session/token+of==botocore",
-            config=Config(signature_version="s3v4", proxies={}),
+            config=Config(signature_version="s3v4"),
         )
         client.create_bucket(Bucket="archive", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
         yield client
