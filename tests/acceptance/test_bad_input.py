@@ -257,11 +257,13 @@ def run_line(commands: Any, line: Sequence[str], **options: Any) -> subprocess.C
     )
 
 
-@pytest.mark.parametrize("more", [-100, 200], ids=["before its first event", "after its first event"])
+@pytest.mark.parametrize("more", [-100, 200], ids=["before the cell was announced", "after that"])
 def test_a_record_that_cannot_grow(more: int, commands: Any) -> None:
     """What does not fit is not there at all; a command of which nothing can be told is not run; with room again the run gets its end."""
     whole = commands.cell(["/bin/echo", "ran"])
-    size = len(Path(whole["events"]).read_bytes().splitlines()[0]) + more
+    lines = Path(whole["events"]).read_bytes().splitlines(keepends=True)
+    started = next(position for position, line in enumerate(lines) if b"lifecycle.v1.started" in line)
+    size = sum(map(len, lines[: started + 1])) + more
     done = run_line(commands, limited([*commands.line("cellos"), "run", "--", "/bin/echo", "ran"], fsize=size))
     one_line(done, OURS_IN_RUN, "event sink: jsonl write ", "File too large (os error 27)")
     assert done.stdout in ({""} if more < 0 else {"", "ran\n"}), "it is ended once its start cannot be told, which is after its start"

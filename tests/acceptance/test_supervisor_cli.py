@@ -21,7 +21,15 @@ from cellos.core.evidence.verify import verify
 pytestmark = pytest.mark.linux_backend
 
 PREFIX = "dev.cellos.events.cell."
-COMMON = ["lifecycle.v1.started", "observability.v1.process_spawned", "command.v1.completed", "lifecycle.v1.destroyed"]
+BEGIN = [
+    "observability.v1.network_scope", "observability.v1.dns_target_set",
+    "lifecycle.v1.started", "observability.v1.container_security", "observability.v1.network_policy",
+]  # fmt: skip
+SPAWNED = "observability.v1.process_spawned"
+ENDED = ["observability.v1.network_enforcement", "command.v1.completed"]
+DESTROYED = "lifecycle.v1.destroyed"
+CLOSING = ["compliance.v1.summary", "authority.v1.homeostasis", DESTROYED]
+COMMON = [*BEGIN, SPAWNED, *ENDED, *CLOSING]
 
 
 def document(*argv: str, **spec: Any) -> str:
@@ -112,9 +120,9 @@ class TestRuns:
 
     def test_without_a_sink_it_says_where_the_events_are(self, supervisor: Supervisor) -> None:
         supervisor.spec.write_text(document("true"))
-        done = supervisor.commands.run("cellos-supervisor", str(supervisor.spec))
+        done = supervisor.commands.run("cellos-supervisor", str(supervisor.spec), variables={"RUST_LOG": "info"})
         [path] = supervisor.left
-        assert done.stderr.startswith(f"cellos-supervisor: events are in {path}")
+        assert f"\ncellos-supervisor: events are in {path}; " in done.stderr
         assert verify(Path(path).read_bytes().splitlines()).verified
 
     def test_several_runs_share_a_file(self, supervisor: Supervisor) -> None:
@@ -131,8 +139,30 @@ class TestRuns:
         done = supervisor(document("sh", "-c", "echo built > report.txt", export=export), CELLOS_EXPORT_DIR=str(supervisor.place / "out"))
         assert done.returncode == 0
         assert (supervisor.place / "out/cell-1/report").read_text() == "built\n"
-        assert supervisor.types == [*COMMON[:3], "observability.v1.fs_touch", "export.v2.completed", COMMON[3]]
+        assert supervisor.types == [*BEGIN, SPAWNED, *ENDED, "observability.v1.fs_touch", "export.v2.completed", *CLOSING]
         assert supervisor.data("export.v2.completed")["receipt"]["destination"] == "cell-1/report"
+
+    @pytest.mark.parametrize(
+        ("spec", "text"),
+        [
+            (
+                {"authority": {"secretRefs": ["TOKEN"]}, "run": {"secretDelivery": "runtimeLeasedBroker"}},
+                "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker",
+            ),
+            (
+                {"authority": {"secretRefs": ["TOKEN"]}},
+                'secret TOKEN unresolvable via memory broker: secret broker: no value was handed over for secret key "TOKEN"',
+            ),
+        ],
+    )
+    def test_secrets_that_cannot_be_had_end_the_run_before_it_is_announced(
+        self, supervisor: Supervisor, spec: dict[str, Any], text: str
+    ) -> None:
+        done = supervisor(document("true", **spec))
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"Error: {text}\n")
+        assert supervisor.types == [*BEGIN[:2], *CLOSING]
+        assert supervisor.data(DESTROYED)["reason"] == text
+        assert supervisor.left == []
 
     def test_redaction(self, supervisor: Supervisor) -> None:
         supervisor(document("true", "--password=hunter2"), CELLOS_REDACT_EVENT_FIELDS="argv")
@@ -243,7 +273,7 @@ class TestInterruption:
         assert "was left unfinished by its supervisor" in done.stderr
         assert supervisor.events[: len(before)] == before
         lost, *second = supervisor.events[len(before) :]
-        assert lost["type"] == PREFIX + COMMON[-1]
+        assert lost["type"] == PREFIX + DESTROYED
         assert {name: lost["data"][name] for name in ("cellId", "outcome", "reason", "terminalState", "residueClass")} == {
             "cellId": "cell-1",
             "outcome": "failed",
@@ -276,10 +306,6 @@ class TestBadInput:
                 "cannot enforce: spec.authority.egressRules: ",
             ),
             (document("true", authority={"network": {}}), "authority.network is opaque"),
-            (
-                document("true", authority={"secretRefs": ["TOKEN"]}, run={"secretDelivery": "runtimeLeasedBroker"}),
-                "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker",
-            ),
             (document("true", export={"artifacts": [{"name": "a", "path": "a"}]}), "no export sink is configured"),
         ],
     )
@@ -314,8 +340,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("variables", "error"),
         [
-            ({"CELLOS_CELL_BACKEND": "firecracker"}, "CELLOS_CELL_BACKEND=firecracker is not built yet"),
-            ({"CELLOS_CELL_BACKEND": "lunix"}, "unknown backend 'lunix'; known: linux, stub"),
+            ({"CELLOS_CELL_BACKEND": "firecracker"}, "CELLOS_FIRECRACKER_BINARY must be set"),
+            ({"CELLOS_CELL_BACKEND": "lunix"}, "CELLOS_CELL_BACKEND: value 'lunix' is none of linux, stub, firecracker, gvisor"),
             ({"CELLOS_RUN_TIMEOUT_MS": "0"}, "CELLOS_RUN_TIMEOUT_MS must be > 0"),
             (
                 {"CELL_OS_JSONL_EVENTS": "/no/such/directory/events"},
@@ -337,7 +363,7 @@ class TestBadInput:
     def test_a_program_that_cannot_be_started(self, supervisor: Supervisor, argv: list[str], reason: str) -> None:
         done = supervisor(document(*argv))
         assert (done.returncode, done.stderr) == (1, f"Error: {reason}\n")
-        assert supervisor.types == [COMMON[0], *COMMON[2:]]
+        assert supervisor.types == [*BEGIN, *ENDED, *CLOSING]
         assert supervisor.left == []
 
     def test_a_disk_that_is_full(self, supervisor: Supervisor) -> None:
