@@ -6,8 +6,12 @@ import json
 import os
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -134,6 +138,63 @@ class TestBrokers:
         assert text in done.stderr
         assert VALUE not in done.stderr
         assert supervisor.events == []
+
+
+class TokenEndpoint(BaseHTTPRequestHandler):
+    """Gives a token that names its audience, except for one."""
+
+    def do_GET(self) -> None:
+        [audience] = parse_qs(urlsplit(self.path).query)["audience"]
+        authorized = self.headers["Authorization"] == f"Bearer {VALUE}"
+        body = json.dumps({"value": f"token-for-{audience}"}) if authorized else "who are you?"
+        if audience == "broken":
+            authorized, body = False, f"cannot tell {VALUE} from others"
+        self.send_response(200 if authorized else 500)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *words: object) -> None:
+        return
+
+
+class TestGithubActions:
+    @pytest.fixture
+    def variables(self) -> Iterator[dict[str, str]]:
+        with ThreadingHTTPServer(("127.0.0.1", 0), TokenEndpoint) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            url = f"http://127.0.0.1:{server.server_address[1]}/token?api-version=2.0"
+            yield {"CELLOS_BROKER": "github-oidc", "ACTIONS_ID_TOKEN_REQUEST_URL": url, "ACTIONS_ID_TOKEN_REQUEST_TOKEN": VALUE}
+            server.shutdown()
+            thread.join()
+
+    def identity(self, audience: str) -> dict[str, str]:
+        return {"kind": "federatedOidc", "provider": "github", "audience": audience, "secretRef": "ID_TOKEN"}
+
+    def test_an_identity_by_its_audience_and_a_secret_by_its_name(self, supervisor: Supervisor, variables: dict[str, str]) -> None:
+        text = document(
+            "sh",
+            "-c",
+            "echo $ID_TOKEN $OTHER",
+            delivery="env",
+            keys=("ID_TOKEN", "OTHER"),
+            identity=self.identity("https://sts.example.net/é"),
+        )
+        done = supervisor(text, **variables)
+        assert (done.returncode, done.stdout) == (0, "token-for-https://sts.example.net/é token-for-OTHER\n"), done.stderr
+        kinds = [kind for kind in supervisor.types if kind.startswith("identity.")]
+        assert kinds == ["identity.v1.materialized", "identity.v1.revoked"]
+        assert "token-for" not in supervisor.jsonl.read_text()
+
+    def test_a_refusal_is_told_without_the_token(self, supervisor: Supervisor, variables: dict[str, str]) -> None:
+        done = supervisor(document("/bin/true", keys=("ID_TOKEN",), identity=self.identity("broken")), **variables)
+        why = "secret broker: oidc token request returned 500: cannot tell [masked] from others"
+        text = f"identity ID_TOKEN unresolvable via github-oidc broker: {why}"
+        assert done.returncode == 1
+        assert f"Error: {text}\n" in done.stderr
+        failed = supervisor.data("identity.v1.failed")
+        assert (failed["operation"], failed["reason"]) == ("materialize", text)
+        assert VALUE not in done.stderr + supervisor.jsonl.read_text()
 
 
 class TestDelivery:
