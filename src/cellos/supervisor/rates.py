@@ -1,10 +1,9 @@
 """How many cells a subject has started on this host in the last hour.
 
-    <state directory>/rates/<digest of the subject>     one file per subject, 57,616 bytes at most, mode 0600
-
-A file is a ring of 3,601 slots, one per second: the second, and how many were admitted in it, as two 64-bit numbers. To admit is to write
-one slot under the file's lock. A slot lies within one page, so a process that is killed has written all of it or nothing: what was
-admitted stays counted, and a dead process holds no lock. A power cut may lose the last seconds.
+A directory holds one file per subject, named by a digest of it, 57,616 bytes at most, mode 0600. A file is a ring of 3,601 slots, one per
+second: the second, and how many were admitted in it, as two 64-bit numbers. To admit is to write one slot under the file's lock. A slot
+lies within one page, so a process that is killed has written all of it or nothing: what was admitted stays counted, and a dead process
+holds no lock. A power cut may lose the last seconds.
 """
 
 import fcntl
@@ -13,18 +12,17 @@ import struct
 
 from cellos.errors import ConfigError, os_error_text
 
-RATES = "rates"
 WINDOW_SECONDS = 3600
 _SLOTS = WINDOW_SECONDS + 1  # the window begins within its oldest second, which counts as a whole
-_SLOT = struct.Struct("<qQ")
+_SLOT = struct.Struct("<QQ")
 _RING_BYTES = _SLOTS * _SLOT.size
 
 
 class HourlyLimit:
-    """Counts per subject, shared by all processes that use the same state directory. Threads may share one."""
+    """Counts per subject, shared by all processes that use the same directory, which is made when needed. Threads may share one."""
 
     def __init__(self, directory: str) -> None:
-        self._directory = f"{directory}/{RATES}"
+        self._directory = directory
 
     def admit(self, subject: str, most: int, now: float) -> bool:
         """Count one more cell of `subject`, unless `most` were counted in the hour before `now` (seconds of the wall clock).
@@ -68,11 +66,13 @@ def _admit(descriptor: int, most: int, second: int) -> bool:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     ring = os.pread(descriptor, _RING_BYTES, 0)
     # The end of the file may be missing: slots that were never written.
-    slots = list(_SLOT.iter_unpack(ring[: len(ring) // _SLOT.size * _SLOT.size]))
-    if sum(count for when, count in slots if abs(second - when) <= WINDOW_SECONDS) >= most:
+    written = len(ring) // _SLOT.size
+    numbers = struct.unpack_from(f"<{2 * written}Q", ring)
+    seconds, counts = numbers[::2], numbers[1::2]
+    if sum(count for when, count in zip(seconds, counts, strict=True) if count and abs(second - when) <= WINDOW_SECONDS) >= most:
         return False
     place = second % _SLOTS
-    when, count = slots[place] if place < len(slots) else (second, 0)
+    when, count = (seconds[place], counts[place]) if place < written else (second, 0)
     # What is overwritten is more than an hour away: two seconds that share a slot are 3,601 apart.
     slot = _SLOT.pack(second, count + 1 if when == second else 1)
     if os.pwrite(descriptor, slot, place * _SLOT.size) != len(slot):

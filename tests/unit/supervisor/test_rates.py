@@ -37,7 +37,7 @@ while True:
 
 @pytest.fixture
 def limit(tmp_path: Path) -> HourlyLimit:
-    return HourlyLimit(str(tmp_path))
+    return HourlyLimit(str(tmp_path / "rates"))
 
 
 def admitted(limit: HourlyLimit, now: float, subject: str = "acme") -> int:
@@ -84,7 +84,8 @@ def test_a_lower_limit_counts_what_was(limit: HourlyLimit) -> None:
 
 @given(st.lists(st.floats(0, 3000), min_size=1, max_size=60), st.integers(1, 5))
 def test_no_hour_holds_more_than_the_limit(tmp_path_factory: pytest.TempPathFactory, pauses: list[float], most: int) -> None:
-    limit, now, times = HourlyLimit(str(tmp_path_factory.mktemp("rates"))), NOW, []
+    limit, now = HourlyLimit(str(tmp_path_factory.mktemp("rates"))), NOW
+    times: list[float] = []
     for pause in pauses:
         now += pause
         recent = [time for time in times if now - time < 3600]
@@ -117,8 +118,9 @@ def test_a_damaged_file_locks_nobody_out(tmp_path: Path, limit: HourlyLimit, jun
 
 
 def test_a_file_has_a_largest_size_and_belongs_to_us_alone(tmp_path: Path, limit: HourlyLimit) -> None:
-    for turn in range(8000):
-        limit.admit("acme", 10**6, NOW + turn)
+    beginning = NOW // 3601 * 3601
+    for second in (0, 1, 1800, 3599, 3600, 3601, 7201, 7202, 10**6):
+        assert limit.admit("acme", 10**6, beginning + second)
     (file,) = (tmp_path / "rates").iterdir()
     assert file.stat().st_size == FILE_BYTES
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -128,7 +130,7 @@ def test_a_file_has_a_largest_size_and_belongs_to_us_alone(tmp_path: Path, limit
 def test_who_cannot_be_counted_is_not_admitted(tmp_path: Path) -> None:
     (tmp_path / "rates").write_text("no directory")
     with pytest.raises(ConfigError, match=r"cannot count the cells of this hour in .*/rates/.*CELLOS_STATE_DIR"):
-        HourlyLimit(str(tmp_path)).admit("acme", 1, NOW)
+        HourlyLimit(str(tmp_path / "rates")).admit("acme", 1, NOW)
 
 
 def test_a_link_in_the_place_of_a_file_is_refused(tmp_path: Path, limit: HourlyLimit) -> None:
@@ -142,7 +144,7 @@ def test_a_link_in_the_place_of_a_file_is_refused(tmp_path: Path, limit: HourlyL
 
 def test_processes_share_one_count(tmp_path: Path) -> None:
     children = [
-        subprocess.Popen([sys.executable, "-c", ADMIT, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", ADMIT, str(tmp_path / "rates")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     answers = [child.communicate(timeout=60) for child in children]
@@ -162,7 +164,7 @@ def test_threads_share_one_count(limit: HourlyLimit) -> None:
 
 @pytest.mark.parametrize("after", [1, 7, 40, 200])
 def test_what_was_admitted_stays_counted_after_kill_9(tmp_path: Path, limit: HourlyLimit, after: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", ADMIT_FOR_EVER, str(tmp_path), str(NOW)], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen([sys.executable, "-c", ADMIT_FOR_EVER, str(tmp_path / "rates"), str(NOW)], stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         told = len(child.stdout.read(after))
         child.send_signal(signal.SIGKILL)

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from cellos.core.documents.execution_cell import API_VERSION, U32, CellSpec, Wire
+from cellos.core.documents.execution_cell import API_VERSION, CellSpec, Wire
 from cellos.core.documents.identifiers import WHITE_SPACE
 from cellos.core.documents.parse import Syntax, decode
 from cellos.core.documents.rules import Fault, Faults
@@ -29,7 +29,7 @@ class AuthorizationSpec(Wire, frozen=True, kw_only=True):
     subjects: Annotated[tuple[NotBlank, ...], Meta(extra_json_schema={"minItems": 1})]
     allowed_pools: tuple[NotBlank, ...] = ()
     allowed_policy_packs: tuple[NotBlank, ...] = ()
-    max_cells_per_hour: Annotated[U32, Meta(extra_json_schema={"minimum": 1})] | None = None
+    max_cells_per_hour: Annotated[int, Meta(ge=0, le=2**32 - 1, extra_json_schema={"exclusiveMinimum": 0})] | None = None
 
 
 class AuthorizationPolicy(Wire, frozen=True, kw_only=True):
