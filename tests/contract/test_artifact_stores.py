@@ -162,7 +162,8 @@ def s3() -> Iterator[Any]:
         pytest.MonkeyPatch.context() as patch,
         subprocess.Popen([sys.executable, "-c", MOTO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
     ):
-        patch.setenv("NO_PROXY", "127.0.0.1")
+        for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            patch.delenv(variable, raising=False)
         assert process.stdin is not None
         assert process.stdout is not None
         endpoint = process.stdout.readline().strip()

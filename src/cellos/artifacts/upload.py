@@ -166,12 +166,18 @@ def _retry_after(value: str) -> float:
 def _quoted(body: bytes, url: str, token: str | None) -> str:
     """The beginning of what a server said, fit for an event and a terminal."""
     secrets = _secrets(url, token)
-    text = redact_known(body.decode(errors="replace"), secrets)
+    text = body.decode(errors="replace")
     if len(body) == _READ_OF_AN_ANSWER:
-        # The end may be the beginning of a secret.
-        text = text[: -max(map(len, secrets))]
+        text = _without_cut_off(text.rstrip("\ufffd"), secrets)
+    text = redact_known(text, secrets)
     text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text.rstrip())
     return text.encode()[:MOST_OF_AN_ANSWER].decode(errors="ignore")
+
+
+def _without_cut_off(text: str, secrets: set[str]) -> str:
+    """`text` without the beginning of a secret at its end, where reading stopped."""
+    longest = max((size for secret in secrets for size in range(1, len(secret)) if text.endswith(secret[:size])), default=0)
+    return text[: len(text) - longest]
 
 
 def _secrets(url: str, token: str | None) -> set[str]:
