@@ -1,0 +1,247 @@
+"""A real NATS server with JetStream, what the reference client reads from it, and a slow line to it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
+from typing import Any
+
+import nats
+import pytest
+from nats.js.api import DiscardPolicy
+
+from cellos.testing.nats_server import NatsServer
+
+STREAM = "CELLOS_EVENTS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A message of a stream, as nats-py sees it."""
+
+    sequence: int
+    subject: str
+    headers: Mapping[str, str]
+    data: bytes
+
+    @property
+    def id(self) -> str:
+        return self.headers["Nats-Msg-Id"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What nats-py does and sees, for one server."""
+
+    url: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def make_stream(self, *, subjects: tuple[str, ...] = ("cellos.events.>",), **settings: Any) -> None:
+        async def make(js: Any) -> None:
+            await js.add_stream(name=STREAM, subjects=list(subjects), **settings)
+
+        self._do(make)
+
+    def update_stream(self, **settings: Any) -> None:
+        async def update(js: Any) -> None:
+            await js.update_stream(name=STREAM, subjects=["cellos.events.>"], **settings)
+
+        self._do(update)
+
+    def messages(self) -> list[Stored]:
+        """Everything in the stream, in its order."""
+
+        async def read(js: Any) -> list[Stored]:
+            state = (await js.stream_info(STREAM)).state
+            found = []
+            for sequence in range(state.first_seq, state.last_seq + 1) if state.messages else ():
+                message = await js.get_msg(STREAM, sequence)
+                found.append(Stored(sequence=sequence, subject=message.subject, headers=message.headers or {}, data=message.data or b""))
+            return found
+
+        return list(self._do(read))
+
+    def ids(self) -> list[str]:
+        return [message.id for message in self.messages()]
+
+    def _do(self, action: Callable[[Any], Any]) -> Any:
+        async def connected() -> Any:
+            connection = await nats.connect(self.url, allow_reconnect=False, **self.options)
+            try:
+                return await action(connection.jetstream())
+            finally:
+                await connection.close()
+
+        return asyncio.run(connected())
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server of the test's own, without any stream."""
+    with NatsServer(str(tmp_path / "nats")) as started:
+        yield started
+
+
+@pytest.fixture
+def reference(server: NatsServer) -> Reference:
+    return Reference(url=server.url)
+
+
+@pytest.fixture
+def stream(reference: Reference) -> Reference:
+    """The stream that takes `cellos.events.>`."""
+    reference.make_stream()
+    return reference
+
+
+@pytest.fixture
+def full(reference: Reference) -> Reference:
+    """A stream that refuses a message after two."""
+    reference.make_stream(max_msgs=2, discard=DiscardPolicy.NEW)
+    return reference
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
+    """Servers with settings of their own."""
+    started: list[NatsServer] = []
+
+    def make(settings: str = "", **options: Any) -> NatsServer:
+        server = NatsServer(str(tmp_path / f"nats-{len(started)}"), settings=settings, **options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture
+def reference_of() -> Callable[..., Reference]:
+    return lambda url, **options: Reference(url=url, options=options)
+
+
+class SlowLine:
+    """A TCP relay that holds back whatever it relays, either way, for `delay` seconds."""
+
+    def __init__(self, port: int, delay: float) -> None:
+        self._target = port
+        self._delay = delay
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"nats://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._stop, self._stopped = socket.socketpair()
+        self._thread = threading.Thread(target=self._relay)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.close()
+        self._thread.join()
+
+    def _relay(self) -> None:
+        other: dict[socket.socket, socket.socket] = {}
+        held: deque[tuple[float, socket.socket, bytes]] = deque()
+        with DefaultSelector() as selector:
+            selector.register(self._listener, EVENT_READ)
+            selector.register(self._stopped, EVENT_READ)
+            while True:
+                wait = max(0.0, held[0][0] - time.monotonic()) if held else None
+                for key, _ in selector.select(wait):
+                    source: Any = key.fileobj
+                    if source is self._stopped:
+                        for sock in (*other, self._listener, self._stopped):
+                            sock.close()
+                        return
+                    if source is self._listener:
+                        client, _ = self._listener.accept()
+                        target = socket.create_connection(("127.0.0.1", self._target))
+                        other |= {client: target, target: client}
+                        for sock in (client, target):
+                            selector.register(sock, EVENT_READ)
+                        continue
+                    try:
+                        data = source.recv(65536)
+                    except OSError:
+                        data = b""
+                    held.append((time.monotonic() + self._delay, other[source], data))
+                    if not data:
+                        selector.unregister(source)
+                while held and held[0][0] <= time.monotonic():
+                    _, sink, data = held.popleft()
+                    try:
+                        sink.sendall(data) if data else sink.shutdown(socket.SHUT_WR)
+                    except OSError:
+                        continue
+
+
+@pytest.fixture
+def slow_line() -> Iterator[Callable[[int, float], SlowLine]]:
+    made: list[SlowLine] = []
+
+    def make(port: int, delay: float) -> SlowLine:
+        made.append(SlowLine(port, delay))
+        return made[-1]
+
+    yield make
+    for line in made:
+        line.close()
+
+
+@pytest.fixture
+def events() -> Callable[[int], list[tuple[str, bytes]]]:
+    """So many events of one run: id and bytes."""
+    return lambda count: [(f"event-{number}", b'{"n":%d,"text":"caf\xc3\xa9"}' % number) for number in range(count)]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca.pem, and server.pem with server.key that it signed for 127.0.0.1."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    directory = tmp_path_factory.mktemp("certificates")
+    now = datetime.datetime.now(datetime.UTC)
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+
+    def builder(name: str, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")]))
+            .public_key(public_key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+    def signed(plain: x509.CertificateBuilder, *extensions: tuple[x509.ExtensionType, bool]) -> bytes:
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())  # strict verification asks for it
+        for extension, critical in (*extensions, (issuer, False)):
+            plain = plain.add_extension(extension, critical=critical)
+        return plain.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    signs = dict.fromkeys(
+        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
+        False,
+    )
+    usage = x509.KeyUsage(**signs, key_cert_sign=True, crl_sign=True)
+    own = x509.SubjectKeyIdentifier.from_public_key(ca_key.public_key())
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    authority = builder("test authority", ca_key.public_key())
+    basic = x509.BasicConstraints(ca=True, path_length=None)
+    (directory / "ca.pem").write_bytes(signed(authority, (basic, True), (usage, True), (own, False)))
+    (directory / "server.pem").write_bytes(signed(builder("server", key.public_key()), (names, False)))
+    pem, pkcs8, clear = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    (directory / "server.key").write_bytes(key.private_bytes(pem, pkcs8, clear))
+    return directory
