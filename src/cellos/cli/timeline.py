@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cellos.core import events
+from cellos.core import events, observations
 from cellos.core.events import Event
 from cellos.core.evidence.verify import RunReport
 from cellos.core.ids import TimeSyntaxError, unix_ns
@@ -164,6 +164,93 @@ def _destroyed(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"left behind: {_text(each, 'kind')} {_text(each, 'detail')}" if isinstance(each, dict) else f"left behind: {_value(each)}"
 
 
+def _scope(data: Mapping[str, Any]) -> Iterator[str]:
+    opaque = ", AND WHAT NOBODY CAN READ" if data.get("hasOpaqueNetworkAuthority") is True else ""
+    yield f"{_count(data.get('egressRuleCount'), 'destination')} declared{opaque}"
+
+
+def _target_set(data: Mapping[str, Any]) -> Iterator[str]:
+    yield f"declared destinations are those of {_digest(data.get('currentDigest'))}"
+
+
+def _decision(data: Mapping[str, Any]) -> Iterator[str]:
+    rule = f" by {_text(data, 'ruleRef')}" if "ruleRef" in data else ""
+    yield f"{_text(data, 'action')} {_text(data, 'sniHost')}: {_text(data, 'reasonCode')}{rule}"
+
+
+def _security(data: Mapping[str, Any]) -> Iterator[str]:
+    if data.get("privileged") is True:
+        power = "ALL CAPABILITIES"
+    else:
+        power = "no capability" if data.get("capEff") == _NO_CAPABILITIES else f"capabilities {_text(data, 'capEff')}"
+        power += "" if data.get("capBnd") == _NO_CAPABILITIES else f", can gain {_text(data, 'capBnd')}"
+    gain = ", no new privileges" if data.get("noNewPrivs") is True else ", CAN GAIN PRIVILEGES"
+    filtered = ", system calls filtered" if data.get("seccompMode") == _FILTERED else ", NO SYSTEM CALL FILTER"
+    yield f"{power}{gain}{filtered}"
+
+
+def _network(data: Mapping[str, Any]) -> Iterator[str]:
+    yield f"a network of its own, {_count(data.get('declaredEgressCount'), 'destination')} declared"
+
+
+def _enforcement(data: Mapping[str, Any]) -> Iterator[str]:
+    rules = "a packet filter" if data.get("nftRulesApplied") is True else "no way out, so no packet filter"
+    yield f"a network of its own, {rules}"
+
+
+def _output(data: Mapping[str, Any]) -> Iterator[str]:
+    what = f"{len(str(data.get('base64')))} digits of base64" if "base64" in data else _value(data.get("text"))
+    more = " … more was written and is not kept" if data.get("truncated") is True else ""
+    yield f"{_text(data, 'stream')} at {_text(data, 'offset')}: {what}{more}"
+
+
+def _identity(data: Mapping[str, Any]) -> Iterator[str]:
+    identity = data.get("identity")
+    who = identity if isinstance(identity, dict) else {}
+    reason = f": {_text(data, 'operation')}: {_text(data, 'reason')}" if "operation" in data else ""
+    yield f"{_text(who, 'provider')} for {_text(who, 'audience')}, as {_text(who, 'secretRef')}{reason}"
+
+
+def _summary(data: Mapping[str, Any]) -> Iterator[str]:
+    limits = "limits declared" if data.get("resourceLimitsPresent") is True else "no limits declared"
+    pack = f", policy pack {_text(data, 'policyPackId')}" if "policyPackId" in data else ""
+    yield f"secrets by {_text(data, 'secretDeliveryMode')}, {limits}, {_count(data.get('egressRuleCount'), 'destination')}{pack}"
+
+
+def _homeostasis(data: Mapping[str, Any]) -> Iterator[str]:
+    used = data.get("exercisedEgressConnections")
+    connections = "connections not counted" if used is None else _count(used, "connection")
+    fetched = f", {_value(data['exercisedSecretCount'])} asked for" if "exercisedSecretCount" in data else ""
+    secrets = f"{_count(data.get('declaredSecretCount'), 'secret')} declared{fetched}"
+    yield f"{connections} to {_count(data.get('declaredEgressRules'), 'destination')}; {secrets}"
+    removals = data.get("recommendedRemovals")
+    for each in removals if isinstance(removals, list) else []:
+        yield f"not used, could go: {_value(each.get('name') if isinstance(each, dict) else each)}"
+
+
+def _rejected(data: Mapping[str, Any]) -> Iterator[str]:
+    if "message" in data:
+        yield _text(data, "message")
+    violations = data.get("violations")
+    for each in violations if isinstance(violations, list) else []:
+        yield f"{_text(each, 'rule')}: {_text(each, 'message')}" if isinstance(each, dict) else _value(each)
+
+
+def _count(number: object, what: str) -> str:
+    if number == 0:
+        return f"no {what}"
+    return f"{_value(number)} {what}{'' if number == 1 else 's'}"
+
+
+def _digest(digest: object) -> str:
+    name, _, digits = str(digest).partition(":")
+    return visible(f"{name} {digits[:DIGITS_SHOWN]}…" if digits else name)
+
+
+_NO_CAPABILITIES = "0" * 16
+_FILTERED = 2  # proc_pid_status(5), Seccomp
+
+
 def _generic(data: Mapping[str, Any]) -> Iterator[str]:
     yield visible(", ".join(f"{name} {_value(value)}" for name, value in data.items() if name not in _COMMON))
 
@@ -176,6 +263,20 @@ _TYPES: dict[str, tuple[str, _Describe]] = {
     events.EXPORT_COMPLETED: ("exported", _exported),
     events.EXPORT_FAILED: ("export failed", _export_failed),
     events.DESTROYED: ("destroyed", _destroyed),
+    observations.NETWORK_SCOPE: ("asks for", _scope),
+    observations.DNS_TARGET_SET: ("names", _target_set),
+    observations.L7_EGRESS_DECISION: ("names", _decision),
+    observations.CONTAINER_SECURITY: ("powers", _security),
+    observations.NETWORK_POLICY: ("network", _network),
+    observations.NETWORK_ENFORCEMENT: ("network", _enforcement),
+    observations.COMMAND_OUTPUT: ("output", _output),
+    observations.IDENTITY_MATERIALIZED: ("identity", _identity),
+    observations.IDENTITY_FAILED: ("NO identity", _identity),
+    observations.IDENTITY_REVOKED: ("identity gone", _identity),
+    observations.COMPLIANCE_SUMMARY: ("summary", _summary),
+    observations.HOMEOSTASIS: ("used", _homeostasis),
+    observations.POLICY_REJECTED: ("REFUSED", _rejected),
+    observations.AUTHZ_REJECTED: ("REFUSED", _rejected),
 }
 
 
