@@ -4,10 +4,15 @@
 Every path goes through `root`, so that tests can use a plain directory tree.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import time
-from collections.abc import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping  # the launcher would load `collections` for it
 
 MEMORY, PIDS, CPU = "memory", "pids", "cpu"
 CONTROLLERS = (MEMORY, PIDS, CPU)

@@ -4,13 +4,20 @@
 that a failure can be named.
 """
 
+from __future__ import annotations
+
 import os
 import stat
-from collections.abc import Callable
 
 from cellos.sandbox import syscalls
 from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 from cellos.sandbox.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable  # the launcher would load `collections` for it
+
+    Step = Callable[[str], None]
 
 CELL_ID = 1000
 """User and group id inside every cell."""
@@ -48,8 +55,6 @@ PROC_MASKED_FILES = (
 )  # fmt: skip
 PROC_MASKED_DIRECTORIES = ("asound", "acpi", "scsi")
 PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
-
-Step = Callable[[str], None]
 
 
 def build(step: Step) -> int:

@@ -56,7 +56,7 @@ def test_a_character_beyond_sixteen_bits_stays_one_escape() -> None:
 
 def test_the_launcher_starts_without_what_takes_long() -> None:
     package = os.path.dirname(os.path.dirname(os.path.abspath(cellos.__file__)))
-    late = ("json", "re", "enum", "socket", "signal", "typing")
+    late = ("collections", "enum", "json", "re", "signal", "socket", "typing")
     script = (
         f"import sys; sys.path.insert(0, {package!r}); from cellos.sandbox import workshop; print([m for m in {late} if m in sys.modules])"
     )
