@@ -53,7 +53,7 @@ _SIGNED = {"unchecked": "not checked: no keys given (--keys)", "broken": "but th
 
 def event_lines(event: Event, start_ns: int | None) -> Iterator[str]:
     """One event: a line, and where it says more than fits one, some that are indented below it."""
-    label, describe = _TYPES.get(event.type, (_generic_label(event.type), _generic))
+    label, describe = DESCRIBED.get(event.type, (_generic_label(event.type), _generic))
     first, *more = list(describe(event.members)) or [""]
     yield f"{_since(event, start_ns):>14}  {label:<13}  {first}".rstrip()
     for line in more:
@@ -255,7 +255,7 @@ def _generic(data: Mapping[str, Any]) -> Iterator[str]:
     yield visible(", ".join(f"{name} {_value(value)}" for name, value in data.items() if name not in _COMMON))
 
 
-_TYPES: dict[str, tuple[str, _Describe]] = {
+DESCRIBED: dict[str, tuple[str, _Describe]] = {
     events.STARTED: ("started", _started),
     events.PROCESS_SPAWNED: ("spawned", _spawned),
     events.COMMAND_COMPLETED: ("completed", _completed),

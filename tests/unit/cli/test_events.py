@@ -15,24 +15,13 @@ from hypothesis import strategies as st
 from cellos.cli import events as verb
 from cellos.cli import timeline
 from cellos.cli.events import check, find, print_text
-from cellos.core import events
 from cellos.core.events import Event, canonical_bytes, parse_event
 from cellos.core.evidence.sign import Signer
 from cellos.errors import ConfigError, EvidenceError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "events"
 RUN = GOLDEN / "run.jsonl"
-TYPES = [
-    events.STARTED,
-    events.PROCESS_SPAWNED,
-    events.COMMAND_COMPLETED,
-    events.FS_TOUCH,
-    events.EXPORT_COMPLETED,
-    events.EXPORT_FAILED,
-    events.DESTROYED,
-    "other\x1b[2J.type",
-    "",
-]
+TYPES = [*timeline.DESCRIBED, "other\x1b[2J.type", ""]
 MEMBERS = [
     "argv",
     "backend",
@@ -47,6 +36,8 @@ MEMBERS = [
     "receipt",
     "outcome",
 ]
+MEMBERS += ["capEff", "capBnd", "privileged", "noNewPrivs", "seccompMode", "egressRuleCount", "currentDigest", "identity", "violations"]
+MEMBERS += ["recommendedRemovals", "exercisedEgressConnections", "exercisedSecretCount", "declaredSecretCount", "base64", "truncated"]
 MEMBERS += ["reason", "residueClass", "residueException", "ttlSeconds", "new\x9b"]
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
