@@ -233,6 +233,10 @@ def _resolve_secrets(spec: CellSpec, deps: Deps, notes: _Notes) -> dict[str, str
         if not value:
             raise _RunError(unresolvable)
         values[key] = value
+    if spec.run is not None and spec.run.secret_delivery == "env":
+        for key, value in values.items():
+            if "\0" in value:
+                raise _RunError(f"secret {key} from the {deps.broker.name} broker has a NUL byte, which no variable can have")
     return values
 
 
@@ -265,9 +269,9 @@ def _start(cell: LiveCell, spec: CellSpec, deps: Deps, notes: _Notes) -> None:
         events.started(deps.run, ttl_seconds=spec.lifetime.ttl_seconds, isolation=_isolation_members(isolation), derivation=deps.derivation)
     )
     if deps.universal_role is not None:
-        deps.events.emit(observations.universal_token(deps.run, role_root=deps.universal_role))
+        _best_effort(deps, observations.universal_token(deps.run, role_root=deps.universal_role))
     if isolation.security is not None:
-        deps.events.emit(report.container_security(deps.run, isolation.security))
+        _best_effort(deps, report.container_security(deps.run, isolation.security))
     if isolation.own_network:
         deps.events.emit(observations.network_policy(deps.run, spec.authority.egress_rules or ()))
 
@@ -300,11 +304,22 @@ def _run_command(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str,
         if session is not None:
             session.close()
             notes.fetched = session.fetched
-        if recorder is not None:
-            recorder.close()
+        unrecorded = _close(recorder)
     _complete(result, spec, run, limit, cell.isolation, deps, notes)
+    if unrecorded is not None:
+        notes.fail(str(unrecorded))
     if notes.reason is not None:
         raise _RunError(notes.reason)
+
+
+def _close(recorder: Recorder | None) -> CellosError | None:
+    """Why the last of the output could not be kept. How the command ended is told first, and counts first."""
+    try:
+        if recorder is not None:
+            recorder.close()
+    except CellosError as error:
+        return error
+    return None
 
 
 def _open_session(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str, str], deps: Deps, notes: _Notes) -> Session:
@@ -338,9 +353,11 @@ def _complete(result: CommandResult, spec: CellSpec, run: Run, limit: Deadline, 
         if isolation.own_network:
             rules = len(spec.authority.egress_rules or ())
             deps.events.emit(observations.network_enforcement(deps.run, rule_count=rules, exit_code=exit_code, spawn_error=spawn_error))
-        deps.events.emit(completed)
     finally:
-        _judge(result, spawn_error, notes)
+        try:
+            deps.events.emit(completed)
+        finally:
+            _judge(result, spawn_error, notes)
 
 
 def _spawn_error(result: CommandResult, limit: Deadline) -> str | None:

@@ -16,11 +16,11 @@ from cellos.core.events import Draft, RunIdentity
 from cellos.core.ids import rfc3339
 from cellos.errors import CellosError, ConfigError, InvalidSpec, SpecSyntaxError, os_error_text
 from cellos.supervisor.config import Config
+from cellos.supervisor.keyfiles import read_unlinked
 
 if TYPE_CHECKING:
     from cellos.core.policy import AuthorizationPolicy, PolicyPack
 
-MOST_BYTES = 1 << 20
 T = TypeVar("T")
 
 
@@ -172,7 +172,7 @@ def bounded(granted: Grant, trust: Trust) -> Grant:
 def read_file(variable: str, path: str) -> bytes:
     """The bytes of an operator's file. Raises ConfigError."""
     try:
-        return _read(path)
+        return read_unlinked(path)
     except OSError as error:
         raise ConfigError(f"{variable}: cannot read '{path}': {os_error_text(error)}") from error
 
@@ -184,15 +184,12 @@ def _keyset(config: Config, now_ns: int) -> list[Draft]:
         raise ConfigError("CELLOS_REQUIRE_TRUST_VERIFY_KEYS is set but CELLOS_TRUST_VERIFY_KEYS_PATH is unset")
     ring: Mapping[str, Any] = {}
     if config.trust_keys is not None:
-        from cellos.core.evidence.keys import read_verify_keys
+        from cellos.supervisor.keyfiles import load_keyring
 
         try:
-            ring = read_verify_keys(_read(config.trust_keys))
-        except (OSError, CellosError) as error:
-            text = (
-                f"trust verify keys: cannot open {config.trust_keys}: {os_error_text(error)}" if isinstance(error, OSError) else str(error)
-            )
-            raise ConfigError(f"CELLOS_TRUST_VERIFY_KEYS_PATH: cannot load '{config.trust_keys}': {text}") from error
+            ring = load_keyring(config.trust_keys, None).ed25519
+        except CellosError as error:
+            raise ConfigError(f"CELLOS_TRUST_VERIFY_KEYS_PATH: cannot load '{config.trust_keys}': {error}") from error
     if not config.keyset:
         if from_variable != "CELLOS_TRUST_KEYSET_CHAIN_PATH":
             return []
@@ -219,20 +216,11 @@ def _unverified(config: Config, attempted: str, reason: str, now_ns: int) -> lis
 
 def _understood_envelope(path: str, read: Callable[[bytes], T]) -> T:
     try:
-        return read(_read(path))
+        return read(read_unlinked(path))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {os_error_text(error)}") from error
     except CellosError as error:
         raise ConfigError(f"JSON parse error in {path}: {error.text}") from error
-
-
-def _read(path: str) -> bytes:
-    """The bytes of a regular file; a FIFO must not make us wait."""
-    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NOCTTY | os.O_NONBLOCK), "rb") as file:
-        data = file.read(MOST_BYTES + 1) or b""
-    if len(data) > MOST_BYTES:
-        raise OSError(27, os.strerror(27), path)  # EFBIG
-    return data
 
 
 def _understood(variable: str, what: str, path: str, read: Callable[[], T]) -> T:
