@@ -7,10 +7,13 @@ able to put other keys in its place.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from cellos.core.documents.strict import MAX_DOCUMENT_BYTES
-from cellos.core.evidence.keys import HMAC_KEYS, VERIFY_KEYS, Keyring, read_hmac_keys, read_verify_keys
 from cellos.errors import ConfigError, os_error_text
+
+if TYPE_CHECKING:
+    from cellos.core.evidence.keys import Keyring
 
 
 def read_unlinked(path: str) -> bytes:
@@ -23,6 +26,8 @@ def read_unlinked(path: str) -> bytes:
 
 def load_keyring(verify_keys: str | None, hmac_keys: str | None) -> Keyring:
     """The keys of both files, where there are any. Raises ConfigError."""
+    from cellos.core.evidence.keys import HMAC_KEYS, VERIFY_KEYS, Keyring, read_hmac_keys, read_verify_keys
+
     return Keyring(
         ed25519=read_verify_keys(_load(verify_keys, VERIFY_KEYS)) if verify_keys is not None else {},
         hmac=read_hmac_keys(_load(hmac_keys, HMAC_KEYS)) if hmac_keys is not None else {},
