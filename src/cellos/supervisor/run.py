@@ -13,7 +13,7 @@ from cellos.core import deadline, events, observations
 from cellos.core.deadline import Deadline
 from cellos.core.documents import Artifact, CellSpec, ExecutionCell, Identity, Run
 from cellos.core.events import Draft, RunIdentity
-from cellos.errors import CellosError, EventSinkError, ExportError, SecretBrokerError
+from cellos.errors import CellosError, EventSinkError, ExportError, SecretBrokerError, os_error_text
 from cellos.ports import (
     ArtifactStore,
     CellBackend,
@@ -330,7 +330,8 @@ def _open_session(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str
         return deps.open_session(cell.listen(), secrets, seconds, run.secret_delivery)
     except (CellosError, OSError) as error:
         notes.exit_code = events.NO_EXIT_CODE
-        raise _RunError(f"start {run.secret_delivery} secret delivery session: {error}") from error
+        why = os_error_text(error) if isinstance(error, OSError) else error
+        raise _RunError(f"start {run.secret_delivery} secret delivery session: {why}") from error
 
 
 def _complete(result: CommandResult, spec: CellSpec, run: Run, limit: Deadline, isolation: Isolation, deps: Deps, notes: _Notes) -> None:
