@@ -1,8 +1,7 @@
 """A supervisor that is killed leaves nothing that runs, and the next start ends what it could not end.
 
-It is stopped where a test wants it without any hook in it. Its JSONL file is a FIFO of one page, and events are padded so that a page holds
-only one: each that is read from it lets one more pass, and the next blocks the supervisor, which has just added it to its spool. Where
-there is no event to wait for, it is stopped (SIGSTOP) as soon as a file of its own says how far it is.
+It is stopped where a test wants it, without any hook in the product: `held_at.py` wraps the ports around it and stops at a named step, or
+it is stopped from outside (SIGSTOP) as soon as a file of its own says how far it is. Then it is looked at, and killed.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import select
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,12 +25,16 @@ from cellos.core.evidence.verify import verify
 
 pytestmark = pytest.mark.linux_backend
 
-PAGE = 4096
-PADDING = "x" * 1700
 SECONDS = 20.0
 STARTED, SPAWNED, COMPLETED = "lifecycle.v1.started", "observability.v1.process_spawned", "command.v1.completed"
 TOUCHED, EXPORTED, DESTROYED = "observability.v1.fs_touch", "export.v2.completed", "lifecycle.v1.destroyed"
-EVENTS = [STARTED, SPAWNED, COMPLETED, TOUCHED, EXPORTED, DESTROYED]
+DECLARED = ["observability.v1.network_scope", "observability.v1.dns_target_set"]
+HELD = ["observability.v1.container_security", "observability.v1.network_policy"]
+ENFORCED = "observability.v1.network_enforcement"
+CLOSING = ["compliance.v1.summary", "authority.v1.homeostasis"]
+EVENTS = [*DECLARED, STARTED, *HELD, SPAWNED, ENFORCED, COMPLETED, TOUCHED, EXPORTED, *CLOSING, DESTROYED]
+UP = [*DECLARED, STARTED, *HELD, SPAWNED]
+SECRET = "correct horse battery staple"
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -47,69 +51,53 @@ def kind(event: dict[str, Any]) -> str:
 
 
 def document(*argv: str, cell_id: str = "victim", **spec: Any) -> dict[str, Any]:
-    run = {"argv": list(argv), **spec.pop("run", {})}
-    body = {"id": cell_id, "authority": {}, "lifetime": {"ttlSeconds": 60}, "run": run, "correlation": {"labels": {"padding": PADDING}}}
+    run = {"argv": list(argv), "secretDelivery": "env", **spec.pop("run", {})}
+    body = {"id": cell_id, "authority": {}, "lifetime": {"ttlSeconds": 60}, "run": run}
     return {"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body | spec}
 
 
-EXPORTING = document("/bin/sh", "-c", "echo made > result", export={"artifacts": [{"name": "result", "path": "result"}]})
+EXPORTING = document(
+    "/bin/sh",
+    "-c",
+    "echo made > result",
+    authority={"secretRefs": ["KEY"]},
+    run={"secretDelivery": "runtimeBroker"},
+    export={"artifacts": [{"name": "result", "path": "result"}]},
+)
+"""It goes through every step: it has a secret that is fetched at run time, a command, an artifact."""
 RUNNING = document("/bin/sh", "-c", "trap '' TERM; (setsid sleep 300 &); echo up; while :; do sleep 300; done")
-
-
-class Fifo:
-    """A JSONL file that takes one event at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        os.mkfifo(path)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-        assert fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PAGE) == PAGE
-        assert os.write(self._descriptor, b"\n" * PAGE) == PAGE
-        self._size = PAGE
-        self.passed = b""
-
-    def read(self) -> None:
-        """Take what is there, so that one event more may pass."""
-        data = os.read(self._descriptor, self._size)
-        assert data.strip() == b"" or PAGE // 2 < len(data) <= self._size
-        self.passed += data.lstrip(b"\n")
-
-    def widen(self) -> None:
-        """Hold up nobody any more."""
-        self._size = fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, 1 << 20)
-
-    def become_file(self) -> None:
-        """What passed, in a regular file under the same name."""
-        try:
-            self.read()
-        except BlockingIOError:
-            pass
-        os.close(self._descriptor)
-        self.path.unlink()
-        self.path.write_bytes(self.passed)
 
 
 class Victim:
     """A `cellos-supervisor` that will be killed."""
 
-    def __init__(self, commands: Any, place: Path, ends: Callable[[Any], None], *, fifo: bool = False) -> None:
+    def __init__(self, commands: Any, place: Path, ends: Callable[[Any], None]) -> None:
         self.commands = commands
         self.place = place
         self.jsonl = place / "events.jsonl"
-        self.fifo = Fifo(self.jsonl) if fifo else None
         self.runs = commands.state / "runs"
         self.ids: list[Path] = []
         self._ends = ends
 
-    def start(self, spec: dict[str, Any] | None, **options: Any) -> None:
-        """Without a document it is left waiting for one on its standard input."""
+    def start(self, spec: dict[str, Any] | None, *, at: str | None = None, **options: Any) -> None:
+        """Without a document it is left waiting for one on its standard input. `at`: the step at which it stops, and we wait for that."""
         path = self.place / "spec.json"
         path.write_text(json.dumps(spec))
         variables = {"CELL_OS_JSONL_EVENTS": str(self.jsonl), "CELLOS_EXPORT_DIR": str(self.place / "out")}
+        variables |= {"CELLOS_BROKER": "env", "CELLOS_SECRET_KEY": SECRET}
         if spec is None:
             options["stdin"] = subprocess.PIPE
-        self.process = self.commands.start("cellos-supervisor", str(path) if spec else "-", variables=variables, **options)
+        if at is None:
+            self.process = self.commands.start("cellos-supervisor", str(path) if spec else "-", variables=variables, **options)
+            self._ends(self.process)
+            return
+        argv = [sys.executable, str(Path(__file__).with_name("held_at.py")), at, str(path)]
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(argv, env=self.commands.environment | variables, text=True, **streams)
         self._ends(self.process)
+        how = os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        assert how is not None
+        assert how.si_code == os.CLD_STOPPED, f"it never came to {at}: {self.process.communicate()}"
 
     # -- how far it is
 
@@ -126,14 +114,10 @@ class Victim:
         lines = [line for path in self.commands.state.glob("spool/*") for line in path.read_bytes().split(b"\n")[:-1]]
         return [json.loads(line) for line in lines]
 
-    def advance_to(self, event: str) -> None:
-        """Let it go on until it has spooled `event` and is held up by it."""
-        assert self.fifo
-        for number in range(1, EVENTS.index(event) + 2):
-            self.await_events(number)
-            if number <= EVENTS.index(event):
-                self.fifo.read()
-        assert [kind(each) for each in self.spooled()] == EVENTS[: EVENTS.index(event) + 1]
+    def holding(self, text: str) -> list[str]:
+        """Files of ours that hold a text."""
+        files = [*self.commands.state.rglob("*"), *self.place.glob("*.jsonl")]
+        return [str(path) for path in files if path.is_file() and text.encode() in path.read_bytes()]
 
     def await_events(self, number: int) -> None:
         wait_for(lambda: len(self.spooled()) >= number, f"event {number}")
@@ -267,26 +251,49 @@ def the_run_was_ended(victim: Victim, done: subprocess.CompletedProcess[str], ex
 # ---------------------------------------------------------------- kill -9
 
 
-@pytest.mark.parametrize("event", EVENTS)
-def test_killed_at_an_event(event: str, victim: Callable[..., Victim]) -> None:
+STEPS = {
+    "recorded": 0,
+    "created": 0,
+    "listening": 5,
+    "running": 5,
+    "started": 5,
+    "delivering": 9,
+    "destroying": 10,
+    "group removed": 10,
+    "destroyed": 10,
+    **{f"spooled {event}": number for number, event in enumerate(EVENTS, 1)},
+    **{f"emitted {event}": number for number, event in enumerate(EVENTS, 1)},
+}
+"""Each with the number of events that are in the spool then."""
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_a_step(step: str, victim: Callable[..., Victim]) -> None:
     mounts = host_mounts()
-    killed = victim(fifo=True)
-    killed.start(EXPORTING)
-    killed.advance_to(event)
+    killed = victim()
+    killed.start(EXPORTING, at=step)
+    seen = [kind(event) for event in killed.spooled()]
+    assert seen == EVENTS[: STEPS[step]]
     records = killed.records()
     assert [record["run"]["cell_id"] for record in records] == ["victim"]
-    if event == STARTED:
-        assert len(killed.family()) == 2, "the launcher and the cell's init"
+    assert not killed.holding(SECRET)
 
     killed.kill()
-    assert killed.fifo
-    killed.fifo.become_file()
 
     # What was spooled reaches the file, and what was promised to be last is last.
-    seen = EVENTS[: EVENTS.index(event) + 1]
-    the_run_was_ended(killed, next_start(killed), seen if event == DESTROYED else [*seen, DESTROYED], lost=event != DESTROYED)
+    finished = DESTROYED in seen
+    the_run_was_ended(killed, next_start(killed), seen if finished else [*seen, DESTROYED], lost=not finished)
     nothing_left(killed, records)
+    assert not killed.holding(SECRET)
     assert host_mounts() == mounts
+
+
+def test_there_are_no_other_steps(victim: Callable[..., Victim]) -> None:
+    """A run that nobody stops tells of each of them, and of nothing else."""
+    whole = victim()
+    whole.start(EXPORTING)
+    assert whole.process.wait(SECONDS) == 0
+    assert [kind(json.loads(line)) for line in whole.jsonl.read_bytes().splitlines()] == EVENTS
 
 
 @pytest.mark.parametrize("with_launcher", [False, True], ids=["alone", "with its launcher"])
@@ -295,14 +302,14 @@ def test_killed_while_the_command_runs(with_launcher: bool, victim: Callable[...
     killed.start(RUNNING)
     assert killed.process.stdout
     assert killed.process.stdout.readline() == "up\n"
-    killed.await_events(2)
+    killed.await_events(len(UP))
     records = killed.records()
     family = killed.family()
     assert len(family) >= 4, "launcher, init, the command, its sleeper"
     assert len(killed.host_ids()) == (os.geteuid() == 0)
 
     killed.kill(*(family[:1] if with_launcher else []))
-    the_run_was_ended(killed, next_start(killed), [STARTED, SPAWNED, DESTROYED])
+    the_run_was_ended(killed, next_start(killed), [*UP, DESTROYED])
     nothing_left(killed, records)
 
 
@@ -350,12 +357,12 @@ def test_killed_in_the_middle_of_a_copy(victim: Callable[..., Victim], tmp_path:
         killed.start(document(*argv, export={"artifacts": [{"name": "result", "path": "result"}]}))
         killed.await_open("out/victim/")
         killed.stop()
-        too_late = len(killed.spooled()) != 4
+        too_late = len(killed.spooled()) != EVENTS.index(TOUCHED) + 1
         killed.kill()
         done = next_start(killed)
         out = tmp_path / "out/victim"
         if not too_late:
-            the_run_was_ended(killed, done, [STARTED, SPAWNED, COMPLETED, TOUCHED, DESTROYED])
+            the_run_was_ended(killed, done, [*EVENTS[: EVENTS.index(EXPORTED)], DESTROYED])
             assert os.listdir(out) == []
             return
         killed.jsonl.unlink()
@@ -408,17 +415,21 @@ def test_a_run_that_lives_is_not_swept(victim: Callable[..., Victim]) -> None:
 
 def test_the_next_start_does_not_read_an_event_file_that_is_a_pipe(victim: Callable[..., Victim]) -> None:
     """What passed through it cannot be looked up, so the events come again: each has an id by which a reader tells."""
-    killed = victim(fifo=True)
-    killed.start(EXPORTING)
-    killed.advance_to(SPAWNED)
-    killed.kill()
-    assert killed.fifo
-    killed.fifo.widen()
-    done = next_start(killed)
-    assert done.stderr.count("was left unfinished by its supervisor") == 1
-    killed.fifo.read()
-    lines = [json.loads(line) for line in killed.fifo.passed.splitlines()]
-    assert kind([event for event in lines if event["data"]["cellId"] == "victim"][-1]) == DESTROYED
+    killed = victim()
+    os.mkfifo(killed.jsonl)
+    pipe = os.open(killed.jsonl, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 18)
+        killed.start(EXPORTING, at=f"emitted {SPAWNED}")
+        killed.kill()
+        done = next_start(killed)
+        assert done.stderr.count("was left unfinished by its supervisor") == 1
+        lines = [json.loads(line) for line in os.read(pipe, 1 << 18).splitlines()]
+    finally:
+        os.close(pipe)
+    mine = [event for event in lines if event["data"]["cellId"] == "victim"]
+    assert [kind(event) for event in mine] == [*UP, *UP, DESTROYED]
+    assert len({event["id"] for event in mine}) == len(UP) + 1
     assert stat.S_ISFIFO(killed.jsonl.stat().st_mode)
 
 
@@ -429,22 +440,16 @@ def test_the_next_start_does_not_read_an_event_file_that_is_a_pipe(victim: Calla
 @pytest.mark.parametrize("event", [STARTED, SPAWNED])
 def test_asked_to_stop_at_an_event(event: str, number: int, code: int, victim: Callable[..., Victim]) -> None:
     """A stop request before the command began, or in the middle of its beginning, is not lost."""
-    asked = victim(fifo=True)
-    asked.start(RUNNING)
-    asked.advance_to(event)
+    asked = victim()
+    asked.start(RUNNING, at=f"emitted {event}")
     family = asked.family()
     asked.process.send_signal(number)
-    assert asked.fifo
-    while asked.process.poll() is None:
-        try:
-            asked.fifo.read()
-        except BlockingIOError:
-            time.sleep(0.001)
-    assert asked.process.returncode == code
-    asked.fifo.become_file()
+    asked.process.send_signal(signal.SIGCONT)
+    assert asked.process.wait(SECONDS) == code
     report = verify(asked.jsonl.read_bytes().splitlines())
     assert report.verified, report
-    completed, destroyed = (json.loads(line)["data"] for line in asked.jsonl.read_bytes().splitlines()[-2:])
+    told = {kind(event): event["data"] for event in map(json.loads, asked.jsonl.read_bytes().splitlines())}
+    completed, destroyed = told[COMPLETED], told[DESTROYED]
     assert (completed["exitCode"], completed["spawnError"]) == (-1, "supervisor terminated")
     assert (destroyed["outcome"], destroyed["reason"], destroyed["residueClass"]) == ("failed", "supervisor_terminated", "none")
     assert [pid for pid in family if os.path.exists(f"/proc/{pid}")] == []
