@@ -100,10 +100,11 @@ def _execute(
 def exit_code(outcome: "CellOutcome", *, stopped_by: int | None) -> int:
     """What `cellos run` exits with for an outcome. `stopped_by` is the signal that asked us to stop."""
     import errno
-    import signal
 
     command = outcome.command
     if outcome.interrupted:
+        import signal
+
         return BY_SIGNAL + (stopped_by or signal.SIGINT)
     if command is None or command.ended == "lost":
         return OURS

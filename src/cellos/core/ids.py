@@ -11,7 +11,7 @@ UUID_RANDOM_BYTES = 10
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = 1_000_000_000
 _MAX_UNIX_MS = (1 << 48) - 1
-_RFC3339 = re.compile(r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
+_RFC3339 = r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d+))?([Zz]|[+-]\d{2}:\d{2})"  # compiled where it is first needed
 
 
 def uuid7(unix_ms: int, random: bytes) -> str:
@@ -42,7 +42,7 @@ def unix_ns(text: str) -> int:
 
     Raises TimeSyntaxError.
     """
-    match = _RFC3339.fullmatch(text)
+    match = re.fullmatch(_RFC3339, text, re.ASCII)
     if match is None:
         raise TimeSyntaxError(text)
     day, clock, fraction, zone = match.groups()

@@ -96,7 +96,7 @@ class TestLauncher:
             "from cellos.cli import main\n"
             "class Launcher:\n"
             "    @classmethod\n"
-            "    def start(cls, ahead):\n"
+            "    def start(cls, **options):\n"
             "        assert not {'click', 'msgspec', 'threading', 'asyncio', 'json'} & set(sys.modules), sorted(sys.modules)\n"
             "        print('started')\n"
             "        return cls()\n"

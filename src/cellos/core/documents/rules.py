@@ -7,7 +7,8 @@ backend's own limit); the rules after them are ours. The faults of a rule carry 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from cellos.core.documents.execution_cell import API_VERSION, KIND, U64_MAX, EgressRule, ExecutionCell, HttpTarget
 from cellos.core.documents.identifiers import (
@@ -28,7 +29,7 @@ from cellos.core.documents.wording import quoted, quoted_char
 from cellos.errors import InvalidSpec
 
 
-class Fault(NamedTuple):
+class Fault(Struct, frozen=True):
     """One broken rule: what the error says, and the member at fault."""
 
     text: str
@@ -38,7 +39,7 @@ class Fault(NamedTuple):
 Faults = Iterator[Fault]
 
 
-class Rule(NamedTuple):
+class Rule(Struct, frozen=True):
     """`row` is its number in the order of CellOS 0.5; None for our own rules."""
 
     row: int | None

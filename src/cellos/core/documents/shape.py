@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -22,9 +22,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 _ALWAYS_STRICT = (Filesystem,)
 
 
-class _Fault(NamedTuple):
-    path: str
-    problem: str
+_Fault = tuple[str, str]
+"""(path, problem)"""
 
 
 def to_struct(value: object, cls: type[T], *, allow_unknown_fields: bool = False) -> T:
@@ -34,7 +33,7 @@ def to_struct(value: object, cls: type[T], *, allow_unknown_fields: bool = False
     try:
         return msgspec.convert(value, cls)
     except msgspec.ValidationError as error:
-        path, problem = _fault(value, _type_info(cls), "") or _Fault("", str(error))
+        path, problem = _fault(value, _type_info(cls), "") or ("", str(error))
         raise SpecSyntaxError(f"{path or 'the document'} {problem}", path=path) from None
 
 
@@ -54,16 +53,16 @@ def _fault(value: object, kind: inspect.Type, path: str) -> _Fault | None:
             return _struct_fault(value, kind, path)
         case inspect.VarTupleType():
             if not isinstance(value, list):
-                return _Fault(path, f"must be a list, given {given(value)}")
+                return path, f"must be a list, given {given(value)}"
             faults = (_fault(item, kind.item_type, f"{path}[{index}]") for index, item in enumerate(value))
             return next((fault for fault in faults if fault), None)
         case inspect.DictType():
             if not isinstance(value, dict):
-                return _Fault(path, f"must be an object, given {given(value)}")
+                return path, f"must be an object, given {given(value)}"
             faults = (_fault(item, kind.value_type, member(path, name)) for name, item in value.items())
             return next((fault for fault in faults if fault), None)
         case _:
-            return None if _is_scalar(value, kind) else _Fault(path, f"must be {_expected(kind)}, given {given(value)}")
+            return None if _is_scalar(value, kind) else (path, f"must be {_expected(kind)}, given {given(value)}")
 
 
 def _union_fault(value: object, kind: inspect.UnionType, path: str) -> _Fault | None:
@@ -75,13 +74,13 @@ def _union_fault(value: object, kind: inspect.UnionType, path: str) -> _Fault | 
         return _fault(value, types[0], path)
     structs = _tagged(types)
     if not isinstance(value, dict):
-        return _Fault(path, f"must be an object, given {given(value)}")
+        return path, f"must be an object, given {given(value)}"
     field = next(iter(structs.values())).tag_field or ""
     if field not in value:
-        return _Fault(member(path, field), f"is required: {one_of(tuple(structs))}")
+        return member(path, field), f"is required: {one_of(tuple(structs))}"
     tag = value[field]
     if not isinstance(tag, str) or tag not in structs:
-        return _Fault(member(path, field), f"must be {one_of(tuple(structs))}, given {given(tag)}")
+        return member(path, field), f"must be {one_of(tuple(structs))}, given {given(tag)}"
     return _struct_fault(value, structs[tag], path)
 
 
@@ -91,14 +90,14 @@ def _tagged(types: Sequence[inspect.Type]) -> dict[str, inspect.StructType]:
 
 def _struct_fault(value: object, kind: inspect.StructType, path: str) -> _Fault | None:
     if not isinstance(value, dict):
-        return _Fault(path, f"must be an object, given {given(value)}")
+        return path, f"must be an object, given {given(value)}"
     names = [field.encode_name for field in kind.fields]
     for name in value:
         if name not in names and name != kind.tag_field:
-            return _Fault(member(path, name), f"is not a known member{_nearest(name, names)}")
+            return member(path, name), f"is not a known member{_nearest(name, names)}"
     for field in kind.fields:
         if field.required and field.encode_name not in value:
-            return _Fault(member(path, field.encode_name), "is required")
+            return member(path, field.encode_name), "is required"
     for field in kind.fields:
         if field.encode_name in value and (fault := _fault(value[field.encode_name], field.type, member(path, field.encode_name))):
             return fault
