@@ -189,11 +189,12 @@ def execute(host: Host, order: Order) -> Finished:
         notices, host.notices = host.notices, []
         alone = _emit_alone(host, sinks, notices)
         try:
-            trust.check_policies(run, spec, config, host.trust, lambda subject, most: _within_rate(host, subject, most))
+            trust.check_policies(run, spec, config, host.trust)
             granted = trust.bounded(granted, host.trust)
             admission.admit(granted.document.spec, host.backend)
             stores.check()
             require_room(host.state.spool)
+            trust.count_cell(run, host.trust, lambda subject, most: _within_rate(host, subject, most))
             finished = _run_recorded(host, order, granted, run, stores, sinks)
         except Rejected as rejection:
             alone += _emit_alone(host, sinks, [rejection.draft])

@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from cellos.core import observations
 from cellos.core.documents import CellSpec, ExecutionCell
+from cellos.core.documents.parse import syntax_of
 from cellos.core.events import Draft, RunIdentity
 from cellos.core.ids import rfc3339
 from cellos.errors import CellosError, ConfigError, InvalidSpec, SpecSyntaxError, os_error_text
@@ -19,7 +20,7 @@ from cellos.supervisor.config import Config
 from cellos.supervisor.keyfiles import read_unlinked
 
 if TYPE_CHECKING:
-    from cellos.core.policy import AuthorizationPolicy, PolicyPack
+    from cellos.core.policy import AuthorizationPolicy, Denial, PolicyPack
 
 T = TypeVar("T")
 
@@ -78,29 +79,25 @@ def load(config: Config, now_ns: Callable[[], int]) -> Trust:
     """Read what the configuration names. Raises ConfigError."""
     keys: Mapping[str, str] = {}
     pack = policy = None
-    if config.authority_keys is not None:
+    if (path := config.authority_keys) is not None:
         from cellos.core.derivation import read_authority_keys
 
-        raw = read_file("CELLOS_AUTHORITY_KEYS_PATH", config.authority_keys)
-        keys = _understood("CELLOS_AUTHORITY_KEYS_PATH", "authority keys", config.authority_keys, lambda: read_authority_keys(raw))
+        keys = _read("CELLOS_AUTHORITY_KEYS_PATH", "authority keys", path, read_authority_keys)
     notices = tuple(_keyset(config, now_ns()))
-    if config.policy_pack is not None:
+    if (path := config.policy_pack) is not None:
         from cellos.core.policy import read_policy_pack
 
-        raw = read_file("CELLOS_POLICY_PACK_PATH", config.policy_pack)
-        pack = _understood(
-            "CELLOS_POLICY_PACK_PATH",
-            "policy pack",
-            config.policy_pack,
-            lambda: read_policy_pack(raw, allow_downgrade=config.allow_downgrade),
-        )
-    if config.authz_policy is not None:
+        def read_pack(raw: bytes) -> "PolicyPack":
+            return read_policy_pack(raw, allow_downgrade=config.allow_downgrade, syntax=syntax_of(str(config.policy_pack), raw))
+
+        pack = _read("CELLOS_POLICY_PACK_PATH", "policy pack", path, read_pack)
+    if (path := config.authz_policy) is not None:
         from cellos.core.policy import read_authorization_policy
 
-        raw = read_file("CELLOS_AUTHZ_POLICY_PATH", config.authz_policy)
-        policy = _understood(
-            "CELLOS_AUTHZ_POLICY_PATH", "authorization policy", config.authz_policy, lambda: read_authorization_policy(raw)
-        )
+        def read_policy(raw: bytes) -> "AuthorizationPolicy":
+            return read_authorization_policy(raw, syntax=syntax_of(str(config.authz_policy), raw))
+
+        policy = _read("CELLOS_AUTHZ_POLICY_PATH", "authorization policy", path, read_policy)
     return Trust(authority_keys=keys, pack=pack, policy=policy, notices=notices)
 
 
@@ -127,23 +124,14 @@ def grant(document: ExecutionCell, config: Config, trust: Trust, warn: Callable[
     return Grant(document=derivation.effective(document), derivation=said, universal_role=token.role_root if universal else None)
 
 
-def check_policies(run: RunIdentity, spec: CellSpec, config: Config, trust: Trust, within_rate: Callable[[str, int], bool]) -> None:
-    """Hold the document against authorization policy and policy pack, in that order. Raises Rejected.
-
-    `within_rate` counts a cell of a subject and says whether it is one too many in an hour.
-    """
+def check_policies(run: RunIdentity, spec: CellSpec, config: Config, trust: Trust) -> None:
+    """Hold the document against authorization policy and policy pack, in that order. Raises Rejected."""
     if trust.policy is not None:
-        from cellos.core.policy import authorize, rate_denial
+        from cellos.core.policy import authorize
 
         denial = authorize(trust.policy, spec)
-        most, subject = trust.policy.spec.max_cells_per_hour, run.tenant_id or ""
-        if denial is None and most is not None and not within_rate(subject, most):
-            denial = rate_denial(trust.policy, subject)
         if denial is not None:
-            draft = observations.authz_rejected(
-                run, reason=denial.reason, message=denial.message, pool_id=denial.pool_id, pack_id=denial.pack_id
-            )
-            raise Rejected(f"cell spec rejected by authorization policy: {denial.message}", draft)
+            raise _denied(run, denial)
     if trust.pack is not None:
         from cellos.core.policy import caller_refusal, violations
 
@@ -157,6 +145,22 @@ def check_policies(run: RunIdentity, spec: CellSpec, config: Config, trust: Trus
             raise Rejected(text, observations.policy_rejected(run, spec, violations=found))
 
 
+def count_cell(run: RunIdentity, trust: Trust, within_rate: Callable[[str, int], bool]) -> None:
+    """Count a cell that nothing else refuses. `within_rate` says whether it is one too many in an hour. Raises Rejected."""
+    if trust.policy is None or trust.policy.spec.max_cells_per_hour is None:
+        return
+    subject = run.tenant_id or ""
+    if not within_rate(subject, trust.policy.spec.max_cells_per_hour):
+        from cellos.core.policy import rate_denial
+
+        raise _denied(run, rate_denial(trust.policy, subject))
+
+
+def _denied(run: RunIdentity, denial: "Denial") -> Rejected:
+    draft = observations.authz_rejected(run, reason=denial.reason, message=denial.message, pool_id=denial.pool_id, pack_id=denial.pack_id)
+    return Rejected(f"cell spec rejected by authorization policy: {denial.message}", draft)
+
+
 def bounded(granted: Grant, trust: Trust) -> Grant:
     """With the policy pack's maxima where the document declares no limit."""
     if trust.pack is None:
@@ -167,14 +171,6 @@ def bounded(granted: Grant, trust: Trust) -> Grant:
 
     spec = policy.bounded(trust.pack, granted.document.spec)
     return granted if spec is granted.document.spec else replace(granted, document=replace(granted.document, spec=spec))
-
-
-def read_file(variable: str, path: str) -> bytes:
-    """The bytes of an operator's file. Raises ConfigError."""
-    try:
-        return read_unlinked(path)
-    except OSError as error:
-        raise ConfigError(f"{variable}: cannot read '{path}': {os_error_text(error)}") from error
 
 
 def _keyset(config: Config, now_ns: int) -> list[Draft]:
@@ -223,9 +219,12 @@ def _understood_envelope(path: str, read: Callable[[bytes], T]) -> T:
         raise ConfigError(f"JSON parse error in {path}: {error.text}") from error
 
 
-def _understood(variable: str, what: str, path: str, read: Callable[[], T]) -> T:
+def _read(variable: str, what: str, path: str, understand: Callable[[bytes], T]) -> T:
+    """An operator's file, understood. Raises ConfigError."""
     try:
-        return read()
+        return understand(read_unlinked(path))
+    except OSError as error:
+        raise ConfigError(f"{variable}: cannot read '{path}': {os_error_text(error)}") from error
     except SpecSyntaxError as error:
         raise ConfigError(f"{variable}: JSON parse error in '{path}': {error.text}") from error
     except CellosError as error:

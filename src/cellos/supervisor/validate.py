@@ -25,7 +25,7 @@ def summary(config: Config, document: ExecutionCell, *, path: str, digest: str, 
     with open_targets(spec, config.environment) as targets:
         if config.strict:
             refuse_fallbacks([Fallback(variable=each.variable, value=each.value, reason=each.reason) for each in targets.fallbacks])
-    trust.check_policies(run, granted.document.spec, config, files, lambda subject, most: True)
+    trust.check_policies(run, granted.document.spec, config, files)
     admission.check(granted.document.spec)
     if config.backend in SETTINGS_ONLY:
         warn(refuse_backend(config))
