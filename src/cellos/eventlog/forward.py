@@ -137,7 +137,7 @@ class Forwarder:
         except _Over:
             pass
         except Exception as error:  # noqa: BLE001  # nobody reads a traceback of this thread; the events count as undelivered
-            self._error = f"{type(error).__name__}: {error}"
+            self._error = _unforeseen(error)
         finally:
             self._publisher.close()
             self._done.release()
@@ -145,9 +145,12 @@ class Forwarder:
     def _connect_first(self) -> None:
         try:
             self._publisher.open()
-        except CellosError as error:
+        except _Over:
+            raise
+        except Exception as error:  # noqa: BLE001  # as in _work
             with self._lock:
-                self._first_error, self._error = error.text, str(error)
+                self._error = _unforeseen(error)
+                self._first_error = error.text if isinstance(error, CellosError) else self._error
                 self._shorten()
         finally:
             self._tried.release()
@@ -266,6 +269,10 @@ class _Reconnecting:
     def _bounded(self, seconds: float) -> float:
         left = self._seconds_left()
         return seconds if left is None else min(seconds, left)
+
+
+def _unforeseen(error: Exception) -> str:
+    return str(error) if isinstance(error, CellosError) else f"{type(error).__name__}: {error}"
 
 
 def _held_lock() -> _thread.LockType:

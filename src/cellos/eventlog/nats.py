@@ -12,6 +12,7 @@ from __future__ import annotations
 import _socket
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -113,16 +114,16 @@ class Connection:
 
         Raises EventSinkError: the connection is closed.
         """
-        for event in self._link.poll():
-            self._take(event)
+        self._link.poll()
+        while self._link.heard:
+            self._take(self._link.heard.popleft())
 
     def close(self) -> None:
         """Idempotent."""
         self._link.close()
 
     def _pump(self, deadline: float) -> None:
-        for event in self._link.receive(deadline):
-            self._take(event)
+        self._take(self._link.next(deadline))
 
     def _take(self, event: protocol.Event) -> None:
         match event:
@@ -165,6 +166,8 @@ class _Link:
         self.server = server
         self.monotonic = monotonic
         self.closed = False
+        self.heard: deque[protocol.Event] = deque()
+        """What the server said and nobody took yet."""
         self._sock = sock
         self._parser = protocol.Parser()
 
@@ -176,31 +179,33 @@ class _Link:
         except OSError as error:
             raise self.failure(_why(error)) from error
 
-    def receive(self, deadline: float) -> list[protocol.Event]:
-        """What the server said next; empty where that is not yet whole."""
-        self._arm(deadline)
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except OSError as error:
-            raise self.failure(_why(error)) from error
-        return self._parsed(data)
+    def next(self, deadline: float) -> protocol.Event:
+        """What the server said next."""
+        while not self.heard:
+            self._arm(deadline)
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except OSError as error:
+                raise self.failure(_why(error)) from error
+            self._hear(data)
+        return self.heard.popleft()
 
-    def poll(self) -> list[protocol.Event]:
-        """What is there already."""
+    def poll(self) -> None:
+        """Hear what is there already."""
         if self.closed:
-            return []
+            return
         self._sock.settimeout(0)
         try:
             data = self._sock.recv(_READ_BYTES)
         except OSError as error:
             if isinstance(error, BlockingIOError) or type(error).__name__ == "SSLWantReadError":
-                return []
+                return
             raise self.failure(_why(error)) from error
-        return self._parsed(data)
+        self._hear(data)
 
     def secure(self, context: ssl.SSLContext, deadline: float) -> None:
         """Go on encrypted."""
-        if self._parser.pending:  # it came in the clear, so anybody may have sent it
+        if self._parser.pending or self.heard:  # it came in the clear, so anybody may have sent it
             raise self.failure("more than INFO came before TLS began")
         import socket
 
@@ -230,11 +235,11 @@ class _Link:
             raise self.failure(_TOO_LATE)
         self._sock.settimeout(left)
 
-    def _parsed(self, data: bytes) -> list[protocol.Event]:
+    def _hear(self, data: bytes) -> None:
         if not data:
             raise self.failure("the server closed the connection")
         try:
-            return self._parser.feed(data)
+            self.heard.extend(self._parser.feed(data))
         except protocol.ProtocolError as error:
             raise self.failure(error.text) from error
 
@@ -282,26 +287,24 @@ def _dial(server: Server, timeout: float) -> _socket.socket:
 
 
 def _first_info(link: _Link, deadline: float) -> protocol.ServerInfo:
-    while True:
-        for event in link.receive(deadline):
-            if isinstance(event, protocol.Info):
-                return event.info
-            raise link.failure(_said(event))
+    event = link.next(deadline)
+    if isinstance(event, protocol.Info):
+        return event.info
+    raise link.failure(_said(event))
 
 
 def _admitted(link: _Link, info: protocol.ServerInfo, deadline: float) -> protocol.ServerInfo:
     """PONG says that CONNECT and SUB were read and nothing was wrong with them."""
     while True:
-        for event in link.receive(deadline):
-            match event:
-                case protocol.Pong():
-                    return info
-                case protocol.Info():
-                    info = event.info
-                case protocol.Ping():
-                    link.send(protocol.PONG, deadline)
-                case _:
-                    raise link.failure(_said(event))
+        match event := link.next(deadline):
+            case protocol.Pong():
+                return info
+            case protocol.Info():
+                info = event.info
+            case protocol.Ping():
+                link.send(protocol.PONG, deadline)
+            case _:
+                raise link.failure(_said(event))
 
 
 def _said(event: protocol.Event) -> str:

@@ -203,7 +203,7 @@ def events() -> Callable[[int], list[tuple[str, bytes]]]:
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ca.pem, and server.pem with server.key that it signed for 127.0.0.1."""
-    import datetime
+    import datetime as dt
     import ipaddress
 
     from cryptography import x509
@@ -211,7 +211,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     directory = tmp_path_factory.mktemp("certificates")
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
 
     def builder(name: str, public_key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
@@ -221,8 +221,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test authority")]))
             .public_key(public_key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(days=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
         )
 
     def signed(plain: x509.CertificateBuilder, *extensions: tuple[x509.ExtensionType, bool]) -> bytes:
@@ -232,7 +232,15 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return plain.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
     signs = dict.fromkeys(
-        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"),
+        (
+            "digital_signature",
+            "content_commitment",
+            "key_encipherment",
+            "data_encipherment",
+            "key_agreement",
+            "encipher_only",
+            "decipher_only",
+        ),
         False,
     )
     usage = x509.KeyUsage(**signs, key_cert_sign=True, crl_sign=True)

@@ -20,7 +20,7 @@ SUBJECT = "cellos.events.v1"
 
 
 def test_the_reference_client_reads_what_we_publish(server: NatsServer, stream: Any) -> None:
-    payloads = [b"", b"{}", "{\"text\":\"café ✓\"}".encode(), bytes(range(256)), b"\r\nPUB x 1\r\n", b"x" * 900_000]
+    payloads = [b"", b"{}", '{"text":"café ✓"}'.encode(), bytes(range(256)), b"\r\nPUB x 1\r\n", b"x" * 900_000]
     connection = nats.connect(server.url)
     for number, payload in enumerate(payloads, 1):
         ack = connection.publish(f"cellos.events.tenant.{number}", payload, message_id=f"id-{number}")
@@ -201,7 +201,7 @@ def test_wrong_credentials_are_an_error_that_does_not_quote_them(guarded: NatsSe
 
 def test_a_subject_that_is_forbidden_fails_its_message_at_once(guarded: NatsServer) -> None:
     connection = nats.connect(f"nats://writer:{ENCODED}@{guarded.address}")
-    with pytest.raises(EventSinkError, match='Permissions Violation for Publish to "cellos.other"'):
+    with pytest.raises(EventSinkError, match=r'Permissions Violation for Publish to "cellos\.other"'):
         connection.publish("cellos.other", b"{}", message_id="a")
     assert connection.publish(SUBJECT, b"{}", message_id="b").sequence == 1
     connection.close()

@@ -197,7 +197,7 @@ def test_what_is_no_acknowledgement_is_none(payload: bytes) -> None:
 
 
 def test_nobody_who_takes_the_subject() -> None:
-    with pytest.raises(EventSinkError, match="no stream takes the subject cellos.events.v1; make one: nats stream add CELLOS_EVENTS"):
+    with pytest.raises(EventSinkError, match=r"no stream takes the subject cellos\.events\.v1; make one: nats stream add CELLOS_EVENTS"):
         answer(b"", status="503")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cellos.errors import EventSinkError
 from cellos.eventlog import spool
-from cellos.eventlog.spool import Spool, read_lines, recover
+from cellos.eventlog.spool import Spool, keep_only, read_lines, recover, require_room, spooled_bytes
 
 LINES = st.lists(st.binary(max_size=40).map(lambda data: data.replace(b"\n", b"")), max_size=6)
 
@@ -76,3 +76,49 @@ def test_a_directory_is_an_error_of_ours(path: Path) -> None:
         recover(str(path))
     with pytest.raises(EventSinkError, match="Is a directory"):
         list(read_lines(str(path)))
+
+
+def test_a_full_spool_directory_takes_no_new_run_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"x" * 600)
+    (tmp_path / "b.jsonl").write_bytes(b"x" * 399)
+    (tmp_path / "notes.txt").write_bytes(b"x" * 5000)
+    assert spooled_bytes(str(tmp_path)) == 999
+    require_room(str(tmp_path), limit=1000)
+    (tmp_path / "c.jsonl").write_bytes(b"x")
+    with pytest.raises(EventSinkError) as caught:
+        require_room(str(tmp_path), limit=1000)
+    assert caught.value.text.startswith(f"spool full: {tmp_path} holds 0.0 MiB")
+    assert caught.value.text.endswith(f"send them: cellos spool replay {tmp_path}")
+
+
+def test_a_run_may_begin_below_256_mib(tmp_path: Path) -> None:
+    with open(tmp_path / "a.jsonl", "wb") as file:
+        file.truncate((256 << 20) - 1)
+    require_room(str(tmp_path))
+    with open(tmp_path / "a.jsonl", "ab") as file:
+        file.write(b"x")
+    with pytest.raises(EventSinkError, match=r"holds 256\.0 MiB of events that wait for NATS, and no run begins above 256 MiB"):
+        require_room(str(tmp_path))
+
+
+def test_only_what_waits_is_kept(path: Path) -> None:
+    path.write_bytes(b"one\ntwo\nthree\n")
+    keep_only(str(path), [b"two", b"three"])
+    assert path.read_bytes() == b"two\nthree\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    keep_only(str(path), [])
+    assert list(path.parent.iterdir()) == []
+    keep_only(str(path), [])
+
+
+def test_a_spool_stays_as_it_was_when_the_rest_cannot_be_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.write_bytes(b"one\ntwo\n")
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", full)
+    with pytest.raises(EventSinkError, match="No space left"):
+        keep_only(str(path), [b"two"])
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
