@@ -267,7 +267,9 @@ STEPS = {
 """Each with the number of events that are in the spool then."""
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[pytest.mark.needs("limit memory")] * (step == "group removed")) for step in STEPS]
+)
 def test_killed_at_a_step(step: str, victim: Callable[..., Victim]) -> None:
     mounts = host_mounts()
     killed = victim()
