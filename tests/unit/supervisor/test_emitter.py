@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellos.core.events import DESTROYED, Draft
-from cellos.core.evidence.chain import Chain
+from cellos.core.events import DESTROYED, SIGNED_ENVELOPE, Draft, canonical_bytes, parse_signed
+from cellos.core.evidence import ed25519
+from cellos.core.evidence.chain import Chain, digest
+from cellos.core.evidence.keys import Keyring
+from cellos.core.evidence.sign import ED25519, HMAC_SHA256, Signer
 from cellos.core.evidence.verify import verify
 from cellos.errors import EventSinkError
 from cellos.supervisor.emitter import MAX_EVENT_BYTES, Emitter
@@ -20,13 +23,25 @@ RUN = {"cellId": "c", "specId": "c", "runId": "r", "specHash": "0" * 64}
 NONCE = "1" * 64
 
 
-def emitter(spool: RecordingSink, *sinks: RecordingSink, redacted: frozenset[str] = frozenset()) -> Emitter:
+SEED = bytes(range(32))
+SIGNERS = {ED25519: Signer("k1", ED25519, SEED), HMAC_SHA256: Signer("k2", HMAC_SHA256, b"shared")}
+RING = Keyring(ed25519={"k1": ed25519.public_key(ed25519.private_key(SEED).public_key().public_bytes_raw())}, hmac={"k2": b"shared"})
+
+
+def emitter(
+    spool: RecordingSink,
+    *sinks: RecordingSink,
+    redacted: frozenset[str] = frozenset(),
+    signer: Signer | None = None,
+    chain: bool = True,
+) -> Emitter:
     ticks = itertools.count(1_700_000_000_000_000_000, 1_000_000)
     return Emitter(
-        chain=Chain.first("r", "0" * 64, NONCE),
+        chain=Chain.first("r", "0" * 64, NONCE) if chain else None,
         spool=spool,
         sinks=sinks,
         redacted_fields=redacted,
+        signer=signer,
         now_ns=lambda: next(ticks),
         random=bytes,
     )
@@ -71,6 +86,75 @@ def test_redaction_comes_before_everything() -> None:
     assert b"hunter2" not in spool.lines[0] + sink.lines[0]
     assert spool.events[0]["data"]["argv"] == ["[redacted]"]
     assert spool.events[0]["data"]["chain"]["seq"] == 0
+
+
+@pytest.mark.parametrize("algorithm", SIGNERS)
+def test_redacted_then_linked_then_signed(algorithm: str) -> None:
+    """The one order in which nothing secret is kept anywhere and every signature holds."""
+    spool, first, second = RecordingSink(), RecordingSink(), RecordingSink()
+    events = emitter(spool, first, second, redacted=frozenset({"argv"}), signer=SIGNERS[algorithm])
+    ids = [events.emit(draft(argv=["--password", "hunter2"])), events.emit(END)]
+    assert spool.lines == first.lines == second.lines
+    assert b"hunter2" not in b"".join(spool.lines)
+    previous = Chain.first("r", "0" * 64, NONCE).prev
+    for line, event_id in zip(spool.lines, ids, strict=True):
+        wrapper = json.loads(line)
+        assert (wrapper["type"], wrapper["id"]) == (SIGNED_ENVELOPE, event_id)
+        event, envelope = parse_signed(line)
+        assert envelope is not None
+        assert envelope.algorithm == algorithm
+        assert event.members["chain"]["prev"] == previous, "the chain is one of events, not of their envelopes"
+        previous = digest(canonical_bytes(event))
+    assert json.loads(spool.lines[0])["data"]["event"]["data"]["argv"] == ["[redacted]"]
+    assert events.head == previous
+    report = verify(spool.lines, ring=RING, require_signed=True)
+    assert report.verified
+    assert report.runs[0].signature == "verified"
+
+
+def test_a_redacted_event_that_somebody_fills_in_again_is_named() -> None:
+    spool = RecordingSink()
+    events = emitter(spool, redacted=frozenset({"argv"}), signer=SIGNERS[ED25519])
+    events.emit(draft(argv=["x"]))
+    events.emit(END)
+    forged = [line.replace(b"[redacted]", b"/bin/true!") for line in spool.lines]
+    assert forged != spool.lines
+    [run] = verify(forged, ring=RING, require_signed=True).runs
+    assert run.signature == "broken"
+
+
+def test_the_signature_counts_for_the_size() -> None:
+    """What goes to the sinks is the envelope: that must fit, not only the event in it."""
+    size = len(spooled("x")) - 1
+    assert len(spooled("x" * (MAX_EVENT_BYTES - size))) == MAX_EVENT_BYTES
+    with pytest.raises(EventSinkError, match=f"event too large: {MAX_EVENT_BYTES + 1} bytes"):
+        spooled("x" * (MAX_EVENT_BYTES - size + 1))
+
+
+def spooled(text: str) -> bytes:
+    spool = RecordingSink()
+    emitter(spool, signer=SIGNERS[ED25519]).emit(draft(text=text))
+    return spool.lines[0]
+
+
+class TestWithoutAChain:
+    """Events that belong to no run."""
+
+    def test_they_are_not_linked(self) -> None:
+        spool, sink = RecordingSink(), RecordingSink()
+        events = emitter(spool, sink, chain=False)
+        events.emit(Draft("dev.cellos.events.cell.trust.v1.keyset_verified", {"keysetId": "k"}))
+        assert spool.lines == sink.lines
+        assert spool.events[0]["data"] == {"keysetId": "k"}
+        assert (events.count, events.head, events.complete) == (1, "", False)
+
+    def test_but_redacted_and_signed(self) -> None:
+        spool = RecordingSink()
+        events = emitter(spool, chain=False, redacted=frozenset({"reason"}), signer=SIGNERS[ED25519])
+        events.emit(Draft("dev.cellos.events.cell.policy.v1.rejected", {"specId": "c", "reason": "secret"}))
+        assert spool.events[0]["data"]["event"]["data"] == {"reason": "[redacted]", "specId": "c"}
+        report = verify(spool.lines, ring=RING, require_signed=True)
+        assert (report.loose, report.faults) == (1, ())
 
 
 def test_what_the_spool_refused_never_happened() -> None:

@@ -16,7 +16,10 @@ import pytest
 
 from cellos.core import events
 from cellos.core.events import Draft, RunIdentity
+from cellos.core.evidence import ed25519
 from cellos.core.evidence.chain import Chain
+from cellos.core.evidence.keys import Keyring
+from cellos.core.evidence.sign import ED25519, Signer
 from cellos.core.evidence.verify import verify
 from cellos.errors import ConfigError, HostBackendError
 from cellos.eventlog.jsonl import JsonlSink
@@ -65,19 +68,21 @@ class Scene:
         }
         return RunRecord(**{**members, **changes})
 
-    def emitter(self, *sinks: EventSink) -> Emitter:
+    def emitter(self, *sinks: EventSink, signer: Signer | None = None) -> Emitter:
         chain = Chain.first(RUN.run_id, RUN.spec_hash, "1" * 64)
-        return Emitter(chain=chain, spool=Spool(str(self.spool)), sinks=sinks, now_ns=lambda: next(self._clock), random=os.urandom)
+        spool = Spool(str(self.spool))
+        return Emitter(chain=chain, spool=spool, sinks=sinks, signer=signer, now_ns=lambda: next(self._clock), random=os.urandom)
 
     def die(self, record: RunRecord) -> None:
         """Leave a record behind, unlocked."""
         hold(str(self.runs), record).leave()
 
-    def sweep(self, backend_of: Callable[[str], CellBackend | None] | None = None) -> list[str]:
+    def sweep(self, backend_of: Callable[[str], CellBackend | None] | None = None, *, signer: Signer | None = None) -> list[str]:
         by = Sweeper(
             backend_of=backend_of or (lambda kind: self.backend if kind == "fake" else None),
             now_ns=lambda: next(self._clock),
             random=os.urandom,
+            signer=signer,
             warn=self.warnings.append,
         )
         return [swept.run_id for swept in sweep(str(self.runs), by)]
@@ -95,6 +100,13 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
+SIGNERS = {kid: Signer(kid, ED25519, bytes([number]) * 32) for number, kid in enumerate(("k1", "k2"), start=1)}
+RING = Keyring(
+    ed25519={
+        kid: ed25519.public_key(ed25519.private_key(bytes([number]) * 32).public_key().public_bytes_raw())
+        for number, kid in enumerate(SIGNERS, start=1)
+    }
+)
 STARTED = events.started(RUN, ttl_seconds=60, isolation={"backend": "fake"})
 DESTROYED = events.destroyed(RUN, ttl_seconds=60, outcome="succeeded", residue_class="none")
 
@@ -217,6 +229,29 @@ class TestSweep:
         before = scene.lines(scene.spool)
         scene.die(scene.record())
         assert scene.sweep() == ["run-1"]
+        assert scene.lines(scene.spool) == before
+
+    @pytest.mark.parametrize("kid", ["k1", "k2"])
+    def test_a_signed_record_goes_on_signed(self, scene: Scene, kid: str) -> None:
+        """By the key of whoever ends it, which may be another one by then."""
+        emitter = scene.emitter(JsonlSink(str(scene.jsonl)), signer=SIGNERS["k1"])
+        emitter.emit(STARTED)
+        emitter.emit(Draft(events.FS_TOUCH, {**STARTED.data}))
+        scene.die(scene.record(jsonl=str(scene.jsonl)))
+        assert scene.sweep(signer=SIGNERS[kid]) == ["run-1"]
+        lines = scene.lines(scene.spool)
+        assert len(lines) == 3
+        assert scene.lines(scene.jsonl) == lines
+        [run] = verify(lines, ring=RING, require_signed=True).runs
+        assert (run.state, run.signature, run.signers) == ("verified", "verified", tuple(dict.fromkeys(["k1", kid])))
+
+    def test_one_that_had_its_end_is_not_signed_again(self, scene: Scene) -> None:
+        emitter = scene.emitter(signer=SIGNERS["k1"])
+        emitter.emit(STARTED)
+        emitter.emit(DESTROYED)
+        before = scene.lines(scene.spool)
+        scene.die(scene.record())
+        assert scene.sweep(signer=SIGNERS["k1"]) == ["run-1"]
         assert scene.lines(scene.spool) == before
 
     @pytest.mark.parametrize("arrived", [0, 1, 2])

@@ -56,6 +56,7 @@ LEASE = "secret broker: runtimeLeasedBroker is not supported by this secret brok
 ONE_ARTIFACT = {"artifacts": [{"name": "a", "path": "a"}]}
 TWO_ARTIFACTS = {"artifacts": [{"name": name, "path": name} for name in ("a", "b")]}
 IDENTITY = {"kind": "federatedOidc", "provider": "p", "audience": "https://aud", "secretRef": "TOKEN"}
+AT_RUN_TIME: dict[str, Any] = {"authority": {"secretRefs": ["TOKEN", "OTHER"]}, "run": {"secretDelivery": "runtimeBroker"}}
 WITH_IDENTITY: dict[str, Any] = {"identity": IDENTITY, "authority": {"secretRefs": ["TOKEN"]}}
 
 
@@ -387,10 +388,16 @@ class TestHowCommandsEnd:
     @pytest.mark.parametrize(
         ("program", "text"),
         [
-            ("true", 'CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path (got "true"); use a full path such as /usr/bin/true'),
+            (
+                "true",
+                (
+                    'CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path (got "true"); '
+                    "use a full path such as /usr/bin/true"
+                ),
+            ),
             ("/bin/true", 'argv[0] "/bin/true" is not under any allowed prefix from CELLOS_RUN_ARGV0_ALLOW_PREFIXES: ["/usr/bin"]'),
         ],
-    )  # fmt: skip
+    )
     def test_a_program_that_the_operator_does_not_allow(self, bench: Bench, program: str, text: str) -> None:
         bench.more["check_program"] = program_check(("/usr/bin",))
         outcome = bench.run(program, export=ONE_ARTIFACT)
@@ -515,14 +522,12 @@ class TestSecrets:
 class TestSessions:
     """Secrets at run time."""
 
-    AUTHORITY = {"authority": {"secretRefs": ["TOKEN", "OTHER"]}, "run": {"secretDelivery": "runtimeBroker"}}
-
     @pytest.fixture(autouse=True)
     def values(self, bench: Bench) -> None:
         bench.broker = MemoryBroker({"TOKEN": "s3cret", "OTHER": "hunter2", "https://aud": "jwt"})
 
     def test_the_command_gets_the_way_to_them_not_the_values(self, bench: Bench) -> None:
-        assert bench.run("exits", "0", **self.AUTHORITY).outcome == "succeeded"
+        assert bench.run("exits", "0", **AT_RUN_TIME).outcome == "succeeded"
         environment = {"PATH": "/usr/bin", "CELLOS_SECRET_DELIVERY": "runtimeBroker", "KEYS": "TOKEN,OTHER"}
         assert dict(bench.backend.commands[0].environment) == environment
         [session] = bench.sessions
@@ -531,13 +536,13 @@ class TestSessions:
         assert bench.sink.types == [*DECLARED, *BEGUN, *RAN, *END]
 
     def test_what_was_fetched_is_in_the_books(self, bench: Bench) -> None:
-        bench.run("exits", "0", **self.AUTHORITY)
+        bench.run("exits", "0", **AT_RUN_TIME)
         books = bench.sink.data(BOOKS)
         assert books["exercisedSecretCount"] == 1
         assert books["recommendedRemovals"] == [{"kind": "secretRef", "name": "OTHER"}]
 
     def test_an_identity_has_its_own_time(self, bench: Bench) -> None:
-        bench.run("exits", "0", identity={**IDENTITY, "ttlSeconds": 7}, **self.AUTHORITY)
+        bench.run("exits", "0", identity={**IDENTITY, "ttlSeconds": 7}, **AT_RUN_TIME)
         assert bench.sessions[0].seconds == {"TOKEN": 7, "OTHER": 60}
 
     def test_without_secrets_there_is_none(self, bench: Bench) -> None:
@@ -547,7 +552,7 @@ class TestSessions:
 
     def test_a_real_one(self, bench: Bench) -> None:
         bench.more["open_session"] = _open_session
-        assert bench.run("exits", "0", **self.AUTHORITY).outcome == "succeeded"
+        assert bench.run("exits", "0", **AT_RUN_TIME).outcome == "succeeded"
         environment = bench.backend.commands[0].environment
         assert environment.keys() == {"PATH", "CELLOS_SECRET_DELIVERY", "CELLOS_RUNTIME_SECRET_SOCKET", "CELLOS_RUNTIME_SECRET_TOKEN"}
         token = environment["CELLOS_RUNTIME_SECRET_TOKEN"]
@@ -569,7 +574,7 @@ class TestSessions:
         if isinstance(error, HostBackendError):
             bench.backend.fail["listen"] = error
         bench.more["open_session"] = refuse
-        outcome = bench.run("exits", "0", **self.AUTHORITY)
+        outcome = bench.run("exits", "0", **AT_RUN_TIME)
         assert bench.sink.types == [*DECLARED, *BEGUN, *END], "nothing was spawned, nothing completed"
         assert bench.sink.data(SUMMARY)["commandExitCode"] == -1
         bench.ended(outcome, f"start runtimeBroker secret delivery session: {text}")
@@ -578,7 +583,7 @@ class TestSessions:
     def test_it_ends_whatever_happens(self, bench: Bench, error: BaseException) -> None:
         bench.backend.fail["run"] = error
         try:
-            bench.run("exits", "0", **self.AUTHORITY)
+            bench.run("exits", "0", **AT_RUN_TIME)
         except KeyboardInterrupt:
             assert bench.destroyed["reason"] == "supervisor_terminated"
         assert bench.sessions[0].closed == 1
@@ -607,8 +612,10 @@ class TestIdentity:
             (
                 Refusing(),
                 {},
-                "identity TOKEN unresolvable via env broker: secret broker: env var CELLOS_SECRET_https://aud not set "
-                '(required for secret key "https://aud")',
+                (
+                    "identity TOKEN unresolvable via env broker: secret broker: env var CELLOS_SECRET_https://aud not set "
+                    '(required for secret key "https://aud")'
+                ),
             ),
             (MemoryBroker({"https://aud": ""}), {}, "identity TOKEN unresolvable via memory broker (empty value for https://aud)"),
             (
