@@ -32,32 +32,37 @@ class Masker:
         self._waiting = b""
 
     def feed(self, data: bytes) -> bytes:
-        """What can be shown now."""
+        """What can be shown now. Where the pieces end makes no difference."""
         if self._pattern is None:
             return data
         data = self._waiting + data
         shown = []
-        begin = 0
+        begin, undecided = 0, self._undecided(data, 0)
         for found in self._pattern.finditer(data):
+            if found.start() >= undecided:
+                break
             shown += [data[begin : found.start()], MASK]
             begin = found.end()
-        rest = data[begin:]
-        keep = self._beginning(rest)
-        self._waiting = rest[len(rest) - keep :]
-        return b"".join(shown) + rest[: len(rest) - keep]
+            if begin > undecided:
+                undecided = self._undecided(data, begin)
+        self._waiting = data[undecided:]
+        return b"".join(shown) + data[begin:undecided]
 
     def finish(self) -> bytes:
         """What waited for more, which does not come."""
         rest, self._waiting = self._waiting, b""
-        return rest
+        return self._pattern.sub(MASK, rest) if self._pattern is not None else rest
 
-    def _beginning(self, data: bytes) -> int:
-        """How many of the last bytes could be the beginning of a secret."""
-        longest = min(len(data), max(map(len, self._words)) - 1)
-        for length in range(longest, 0, -1):
-            if any(word.startswith(data[-length:]) for word in self._words):
-                return length
-        return 0
+    def _undecided(self, data: bytes, begin: int) -> int:
+        """From where on the rest could be the beginning of a secret; of a longer one, where it is a secret already."""
+        least = len(data)
+        for word in self._words:
+            at = max(begin, len(data) - len(word) + 1)
+            while (at := data.find(word[:1], at, least)) >= 0:
+                if word.startswith(data[at:]):
+                    least = at
+                at += 1
+        return least
 
 
 class OutputRecorder:
