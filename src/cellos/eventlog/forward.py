@@ -10,11 +10,10 @@ The end of a run waits a bounded time for what is still queued: see `finish`.
 from __future__ import annotations
 
 import _thread
-import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
@@ -23,6 +22,11 @@ from cellos.eventlog import nats
 from cellos.eventlog.breaker import Reconnecting
 from cellos.eventlog.jetstream import EventRefused, JetStreamEventSink, PubAck
 from cellos.eventlog.nats import ACK_SECONDS, CONNECT_SECONDS
+
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal  # `signal` makes enums of its numbers, which takes longer than to connect
 
 FINISH_SECONDS = 5.0
 NEVER_REACHED_SECONDS = 0.2
@@ -283,8 +287,8 @@ def _held_lock() -> _thread.LockType:
 
 def _start_thread(work: Callable[[], None]) -> None:
     """With every signal blocked: a signal of the process is for the thread that waits for it, whose call it shall interrupt."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
     try:
         _thread.start_new_thread(work, ())
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
