@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import NoReturn
 
-from cellos.core.documents.strict import MAX_NESTING, OutOfRange, _refuse, _text
+from cellos.core.documents.strict import MAX_NESTING, OutOfRange, document_text, refuse
 from cellos.core.documents.wording import member
 from cellos.errors import SpecSyntaxError
 
@@ -29,16 +29,16 @@ class _Members(list[tuple[str, object]]):
 
 def decode(raw: bytes) -> object:
     """The value of one JSON document. Raises SpecSyntaxError."""
-    text = _text(raw)
+    text = document_text(raw)
     try:
         value: object = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        _refuse(text, error.pos, _reason(text, error))
+        refuse(text, error.pos, _reason(text, error))
     except _DuplicateError:
         _refuse_duplicate(text)
     except _ConstantError:
         at, word = next((found.start(), found[0]) for found in _LEXEME.finditer(text) if found[0].endswith(("Infinity", "NaN")))
-        _refuse(text, at, f"{word} is not a JSON value")
+        refuse(text, at, f"{word} is not a JSON value")
     except RecursionError:
         _refuse_deep_nesting(text)
     if _is_deep(value):
@@ -77,7 +77,7 @@ def _refuse_deep_nesting(text: str) -> NoReturn:
         if lexeme in "[{":
             depth += 1
             if depth > MAX_NESTING:
-                _refuse(text, found.start(), reason)
+                refuse(text, found.start(), reason)
         elif lexeme in "]}":
             depth -= 1
     # The stack of our caller was nearly full; the document itself is not at fault, yet cannot be read.
@@ -90,7 +90,7 @@ def _refuse_lone_surrogates(text: str) -> None:
     for found in _LEXEME.finditer(text):
         lexeme = found[0]
         if lexeme.startswith('"') and any("\ud800" <= char <= "\udfff" for char in json.loads(lexeme)):
-            _refuse(text, found.start(), "a string holds half of a surrogate pair, which is no character")
+            refuse(text, found.start(), "a string holds half of a surrogate pair, which is no character")
 
 
 def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -120,7 +120,7 @@ def _refuse_duplicate(text: str) -> NoReturn:
         value = _EVERY_MEMBER.decode(text)
     except json.JSONDecodeError as error:
         # The first look did not come as far as this.
-        _refuse(text, error.pos, _reason(text, error))
+        refuse(text, error.pos, _reason(text, error))
     except RecursionError:
         _refuse_deep_nesting(text)
     if _is_deep(value):

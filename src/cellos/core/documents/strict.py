@@ -73,7 +73,8 @@ def _is_plain(value: object, members: int) -> bool:
     return False
 
 
-def _text(raw: bytes) -> str:
+def document_text(raw: bytes) -> str:
+    """A document of any syntax as text. Raises SpecSyntaxError where it is too large, empty or no UTF-8."""
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise SpecSyntaxError(f"the document is larger than {MAX_DOCUMENT_BYTES} bytes, the most that is read")
     if raw.startswith(b"\xef\xbb\xbf"):
@@ -82,13 +83,14 @@ def _text(raw: bytes) -> str:
         text = raw.decode()
     except UnicodeDecodeError as error:
         before = raw[: error.start].decode()
-        _refuse(before, len(before), f"byte 0x{raw[error.start]:02x} is not UTF-8")
+        refuse(before, len(before), f"byte 0x{raw[error.start]:02x} is not UTF-8")
     if not text.strip(" \t\r\n"):
         raise SpecSyntaxError("the document is empty")
     return text
 
 
-def _refuse(text: str, at: int, reason: str) -> NoReturn:
+def refuse(text: str, at: int, reason: str) -> NoReturn:
+    """Raises SpecSyntaxError, with line and column of a place in the document's text."""
     line = text.count("\n", 0, at) + 1
     column = at - (text.rfind("\n", 0, at) + 1) + 1
     raise SpecSyntaxError(f"line {line} column {column}: {reason}", line=line, column=column) from None

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from cellos.core.documents.strict import MAX_NESTING, OutOfRange, _refuse, _text
+from cellos.core.documents.strict import MAX_NESTING, OutOfRange, document_text, refuse
 from cellos.core.documents.wording import member
 from cellos.errors import SpecSyntaxError
 
@@ -100,9 +100,9 @@ class _Open:
 
 def decode(raw: bytes) -> object:
     """The value of one YAML document. Raises SpecSyntaxError."""
-    text = _text(raw)
+    text = document_text(raw)
     if found := _UNWRITABLE.search(text):
-        _refuse(text, found.start(), f"the character U+{ord(found[0]):04X} can only be written as an escape, in double quotes")
+        refuse(text, found.start(), f"the character U+{ord(found[0]):04X} can only be written as an escape, in double quotes")
     return _value(_events(text))
 
 
