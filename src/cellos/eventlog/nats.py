@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 2.0
 ACK_SECONDS = 5.0
 _INBOX_SID = "1"
+_CLIENT_VERSION = "1"
+"""Of this client, not of the project: servers list it beside the name."""
 _READ_BYTES = 1 << 16
 _TOO_LATE = "no answer in time"
 
@@ -268,7 +270,9 @@ def _dial(server: Server, timeout: float) -> _socket.socket:
     """A TCP connection to the first address of the host that takes one."""
     failure: OSError | None = None
     try:
-        addresses = _socket.getaddrinfo(server.host, server.port, 0, _socket.SOCK_STREAM)
+        # As bytes: of a text it would load the tables of international names first, which takes longer than to connect.
+        host = server.host.encode() if server.host.isascii() else server.host
+        addresses = _socket.getaddrinfo(host, server.port, 0, _socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise EventSinkError(f"{server.shown}: {error.strerror if isinstance(error, OSError) else 'no host name'}") from error
     for family, kind, number, _, address in addresses:
@@ -312,8 +316,6 @@ def _said(event: protocol.Event) -> str:
 
 
 def _options(server: Server, name: str) -> dict[str, object]:
-    from cellos import __version__
-
     options: dict[str, object] = {
         "verbose": False,
         "pedantic": False,
@@ -323,7 +325,7 @@ def _options(server: Server, name: str) -> dict[str, object]:
         "protocol": 1,
         "lang": "python",
         "name": name,
-        "version": __version__,
+        "version": _CLIENT_VERSION,
     }
     if server.user is not None:
         options |= {"user": server.user, "pass": server.password}
