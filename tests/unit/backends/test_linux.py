@@ -914,6 +914,21 @@ def test_a_parent_of_groups_that_is_of_no_use_is_refused_by_name() -> None:
     assert str(caught.value) == "CELLOS_CGROUP_PARENT: create cgroup dir /no/such/group: No such file or directory (os error 2)"
 
 
+def test_the_gate_says_so_too() -> None:
+    with Launcher.start(cgroup_parent="/no/such/group") as starting, pytest.raises(ConfigError, match=r"^CELLOS_CGROUP_PARENT: "):
+        linux.missing_primitives(starting)
+
+
+@pytest.mark.needs("limit memory", "limit processes")
+def test_nothing_is_missing_here(launcher: Launcher) -> None:
+    assert linux.missing_primitives(launcher) == ()
+
+
+def test_a_second_destroy_finds_nothing_to_do(backend: LinuxBackend) -> None:
+    cell = backend.create(spec(), key=KEY)
+    assert (cell.destroy(), cell.destroy()) == ((), ())
+
+
 @pytest.mark.needs("limit memory")
 def test_groups_are_made_below_the_parent(launcher: Launcher) -> None:
     hierarchy = launcher.hierarchy()

@@ -136,6 +136,11 @@ def test_a_directory_that_is_there_already_is_not_taken_over(backend: StubBacken
     assert trap.is_symlink()
 
 
+def test_a_second_destroy_finds_nothing_to_do(backend: StubBackend) -> None:
+    cell = backend.create(spec(), key=KEY)
+    assert (cell.destroy(), cell.destroy()) == ((), ())
+
+
 def test_a_sweep_removes_it(backend: StubBackend, tmp_path: Path) -> None:
     cell = backend.create(spec(), key=KEY)
     os.close(cell.listen().descriptor)
