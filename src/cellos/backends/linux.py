@@ -75,26 +75,12 @@ class LinuxBackend:
         self._reserved: dict[str, int] = {}
 
     def refusals(self, spec: CellSpec) -> Sequence[Refusal]:
-        refused = []
-        for attribute, field, why in _NOT_ENFORCED:
-            value: object = spec
-            for name in attribute.split("."):
-                value = getattr(value, name)
-            if value:
-                refused.append(Refusal(field=f"spec.{field}", why=why))
+        refused = refused_anywhere(spec)
         limits = spec.run.limits if spec.run else None
-        mounts = spec.authority.filesystem.mounts if spec.authority.filesystem else ()
-        if len(mounts) > MOST_MOUNTS:
-            refused.append(Refusal(field="spec.authority.filesystem.mounts", why=f"{len(mounts)} are more than {MOST_MOUNTS}"))
-        for index, mount in enumerate(mounts):
-            if mount.mode != "ro":
-                refused.append(Refusal(field=f"spec.authority.filesystem.mounts[{index}].mode", why="only read-only mounts are built yet"))
         if limits and limits.memory_max_bytes is not None and not self._can(cgroups.MEMORY):
             refused.append(Refusal(field="spec.run.limits.memoryMaxBytes", why=_no_controller("memory")))
         if limits and limits.cpu_max is not None and not self._can(cgroups.CPU):
             refused.append(Refusal(field="spec.run.limits.cpuMax", why=_no_controller("cpu")))
-        elif limits and limits.cpu_max is not None:
-            refused += _cpu_refusals(limits.cpu_max.quota_micros, limits.cpu_max.period_micros)
         return refused
 
     def footprint(self, key: str) -> dict[str, object]:
@@ -255,6 +241,25 @@ def _core_handler_would_start() -> bool:
         return False
     with open("/proc/sys/kernel/core_pattern") as file:
         return file.read(1) in ("|", "@")
+
+
+def refused_anywhere(spec: CellSpec) -> list[Refusal]:
+    """What this backend enforces on no host."""
+    refused = []
+    for attribute, field, why in _NOT_ENFORCED:
+        value: object = spec
+        for name in attribute.split("."):
+            value = getattr(value, name)
+        if value:
+            refused.append(Refusal(field=f"spec.{field}", why=why))
+    mounts = spec.authority.filesystem.mounts if spec.authority.filesystem else ()
+    if len(mounts) > MOST_MOUNTS:
+        refused.append(Refusal(field="spec.authority.filesystem.mounts", why=f"{len(mounts)} are more than {MOST_MOUNTS}"))
+    for index, mount in enumerate(mounts):
+        if mount.mode != "ro":
+            refused.append(Refusal(field=f"spec.authority.filesystem.mounts[{index}].mode", why="only read-only mounts are built yet"))
+    cpu = spec.run and spec.run.limits and spec.run.limits.cpu_max
+    return refused + (_cpu_refusals(cpu.quota_micros, cpu.period_micros) if cpu else [])
 
 
 def _cpu_refusals(quota: int, period: int | None) -> list[Refusal]:

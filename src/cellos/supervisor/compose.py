@@ -116,14 +116,19 @@ def make_broker(config: Config) -> SecretBroker:
 
             return GithubOidcBroker(config.environment)
         case "vault-approle":
-            from cellos.brokers.vault import check_vault_settings
-
-            check_vault_settings(config.environment)
-            raise ConfigError("CELLOS_BROKER=vault-approle: its settings are right, but it is not built yet; known: env, file, github-oidc")
+            raise ConfigError(refuse_broker(config))
         case _:
             from cellos.brokers.memory import MemoryBroker
 
             return MemoryBroker()
+
+
+def refuse_broker(config: Config) -> str:
+    """Why a broker answers nothing. Raises ConfigError for settings of it that are wrong."""
+    from cellos.brokers.vault import check_vault_settings
+
+    check_vault_settings(config.environment)
+    return f"CELLOS_BROKER={config.broker}: its settings are right, but it is not built yet; known: env, file, github-oidc"
 
 
 def _make_backend(kind: str, launcher: "Launcher | None", config: Config, warn: Callable[[str], None]) -> CellBackend:

@@ -25,6 +25,7 @@ CONNECT_SECONDS = 5.0
 """How long a run that needs NATS waits for it."""
 FINISH_SECONDS = 5.0
 """How long the end of a run waits for acknowledgements."""
+SUBJECTS = ("CELLOS_EVENTS_SUBJECT_TEMPLATE", "CELLOS_TENANT_ID", "CELL_OS_EVENTS_SUBJECT")
 
 
 class Unacknowledged(Struct, frozen=True, kw_only=True):
@@ -100,6 +101,8 @@ def open_sinks(config: Config, run: RunIdentity, fallbacks: list[Fallback], *, r
             "CELL_OS_USE_NOOP_SINK contradicts CELLOS_DEPLOYMENT_PROFILE=hardened, which requires JetStream; unset it, "
             "or set CELL_OS_REQUIRE_JETSTREAM=0"
         )
+    if any(config.environment.get(name) for name in SUBJECTS):
+        _subject(config, run)  # one that cannot be used is wrong, also where nothing is published
     dead_letters = _dead_letters(config, fallbacks)
     forwarder = None if config.noop_sink else _forwarder(config, run, fallbacks, look=not record_stays)
     try:
@@ -130,6 +133,12 @@ def _with_dead_letters(sink: EventSink, dead_letters: DeadLetters) -> EventSink:
     return DlqSink(sink, dead_letters)
 
 
+def _subject(config: Config, run: RunIdentity) -> str:
+    from cellos.eventlog.subject import read_subject_settings, resolve_subject
+
+    return resolve_subject(read_subject_settings(config.environment), spec_id=run.spec_id, run_id=run.run_id, tenant_id=run.tenant_id)
+
+
 def _forwarder(config: Config, run: RunIdentity, fallbacks: list[Fallback], *, look: bool) -> Forwarder | None:
     """The connection to NATS, which is made while the run goes on; only a run that needs it waits."""
     from cellos.eventlog.default_server import default_server_listens
@@ -142,12 +151,10 @@ def _forwarder(config: Config, run: RunIdentity, fallbacks: list[Fallback], *, l
         return None
     from cellos.eventlog.forward import Forwarder
     from cellos.eventlog.nats_url import shown_url
-    from cellos.eventlog.subject import read_subject_settings, resolve_subject
 
-    subject = resolve_subject(read_subject_settings(config.environment), spec_id=run.spec_id, run_id=run.run_id, tenant_id=run.tenant_id)
     url = config.nats_url or DEFAULT_NATS_URL
     ca_file = config.environment.get("NATS_CA_FILE", "").strip() or None
-    forwarder = Forwarder(url, subject, ca_file=ca_file)
+    forwarder = Forwarder(url, _subject(config, run), ca_file=ca_file)
     if not (config.require_jetstream or config.strict):
         return forwarder
     failure = forwarder.connected(CONNECT_SECONDS)

@@ -1,6 +1,7 @@
 """`--validate`: everything that can be said of a document without running it, as JSON.
 
-The operator's policies, keys and tokens are held against it as in a run; no state directory, backend, broker, sink or store is opened.
+The operator's policies, keys, tokens and settings are held against it as in a run; no state directory, backend, broker, sink or store is
+opened. What depends on the host is not asked: a document may be checked where it cannot be run.
 """
 
 import time
@@ -10,26 +11,32 @@ import msgspec
 
 from cellos.artifacts.targets import open_targets
 from cellos.core.documents import ExecutionCell
+from cellos.errors import Unenforceable
 from cellos.eventlog.subject import read_subject_settings, resolve_subject
 from cellos.supervisor import admission, trust
-from cellos.supervisor.compose import read_signer, refuse_backend, run_identity
-from cellos.supervisor.config import SETTINGS_ONLY, Config, Fallback, refuse_fallbacks
+from cellos.supervisor.compose import read_signer, refuse_backend, refuse_broker, run_identity
+from cellos.supervisor.config import Config, Fallback, refuse_fallbacks
 
 
 def summary(config: Config, document: ExecutionCell, *, path: str, digest: str, warn: Callable[[str], None]) -> bytes:
     """What would be run, and with what. Raises CellosError for what would refuse the run."""
-    spec = document.spec
+    read_signer(config)
+    _check_settings(config, warn)
     files = trust.load(config, time.time_ns)
     granted = trust.grant(document, config, files, warn)
-    run = run_identity(granted.document.spec, digest, config.run_id or "validate")
+    spec = granted.document.spec
+    run = run_identity(spec, digest, config.run_id or "validate")
     with open_targets(spec, config.environment) as targets:
         if config.strict:
             refuse_fallbacks([Fallback(variable=each.variable, value=each.value, reason=each.reason) for each in targets.fallbacks])
-    trust.check_policies(run, granted.document.spec, config, files)
-    admission.check(granted.document.spec)
-    if config.backend in SETTINGS_ONLY:
-        warn(refuse_backend(config))
-    read_signer(config)
+        trust.check_policies(run, spec, config, files)
+        admission.check(spec)
+        if config.backend == "linux":
+            from cellos.backends.linux import refused_anywhere
+
+            for refusal in refused_anywhere(spec):
+                raise Unenforceable(field=refusal.field, why=refusal.why)
+        targets.check()
     subject = resolve_subject(read_subject_settings(config.environment), spec_id=run.spec_id, run_id=run.run_id, tenant_id=run.tenant_id)
     said = {
         "authorityKeysConfigured": config.authority_keys is not None,
@@ -55,6 +62,23 @@ def summary(config: Config, document: ExecutionCell, *, path: str, digest: str, 
         "specSha256": digest,
     }
     return msgspec.json.format(msgspec.json.encode(said), indent=2) + b"\n"
+
+
+def _check_settings(config: Config, warn: Callable[[str], None]) -> None:
+    """What the environment says of backend and broker. Raises ConfigError."""
+    from cellos.backends import settings
+
+    match config.backend:
+        case "linux":
+            warnings = settings.read_linux_settings(config.environment).warnings
+        case "stub":
+            warnings = settings.check_stub_settings(config.environment)
+        case _:
+            warnings = (refuse_backend(config),)
+    for warning in warnings:
+        warn(warning)
+    if config.broker == "vault-approle":
+        warn(refuse_broker(config))
 
 
 def _default_sink(config: Config) -> str:
