@@ -12,7 +12,8 @@ from cellos.brokers.memory import MemoryBroker
 from cellos.core.documents import parse_execution_cell, raw_spec_hash
 from cellos.errors import CellosError
 from cellos.sandbox.launcher import Launcher
-from cellos.supervisor.compose import Order, execute, open_host, read_config
+from cellos.supervisor.compose import Order, execute, open_host
+from cellos.supervisor.config import read_config
 
 SPEC = json.dumps(
     {

@@ -292,7 +292,7 @@ def _shared_host() -> Host:
     with _shared.lock:
         if _shared.launcher is None:
             try:
-                _shared.launcher = Launcher.start()
+                _shared.launcher = Launcher.start(cgroup_parent=os.environ.get("CELLOS_CGROUP_PARENT", "").strip())
             except OSError as error:
                 raise HostBackendError(
                     f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`"

@@ -6,12 +6,7 @@ in config.py.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
-
 from cellos.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cellos.sandbox.launcher import Launcher
 
 FORCED = "CELLOS_TEST_FORCE_MISSING_ISOLATION_PRIMITIVES"
 PRIMITIVES = ("unshare", "seccomp", "cgroup-v2")
@@ -30,25 +25,6 @@ def forced_missing(value: str | None) -> tuple[str, ...] | None:
         return None
     words = {_SPELLINGS.get(word.strip().lower(), word.strip().lower()) for word in value.split(",")}
     return tuple(name for name in PRIMITIVES if name in words or words & {"all", "*"})
-
-
-def missing(launcher: "Launcher | None") -> tuple[str, ...]:
-    """What the host lacks, as far as it is known before a cell is made; a launcher that cannot make any says itself what is missing.
-
-    `cgroup-v2` stands for control groups, of either version, in which memory and the number of processes can be limited. Without a
-    launcher nothing is to be isolated, and nothing is asked.
-    """
-    if launcher is None:
-        return ()
-    from cellos.sandbox import cgroups
-    from cellos.sandbox.launcher import LauncherError
-
-    try:
-        hierarchy = launcher.hierarchy()
-    except LauncherError:
-        return ()
-    limited = hierarchy is not None and {cgroups.MEMORY, cgroups.PIDS} <= hierarchy.controllers
-    return () if limited else ("cgroup-v2",)
 
 
 def enforce(profile: str | None, missing: Sequence[str], warn: Callable[[str], None]) -> None:
