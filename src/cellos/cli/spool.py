@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     _SubjectOf = Callable[[Identity], str]
 
 NOT_OVER = "its run is not over"
+INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -72,7 +73,7 @@ def replay(ctx: click.Context, places: tuple[str, ...], nats_url: str | None, su
     states = {file.path: consume(file, done) for file in files}
     _print_result(files, unfinished, done, states, urls.shown_url(url), as_json=as_json)
     left = done.failure or done.refused or any(file.fault for file in files) or any(_stays(file, states) for file in files)
-    ctx.exit(1 if left else 0)
+    ctx.exit(INTERRUPTED if done.interrupted else 1 if left else 0)
 
 
 @spool.command("ls")

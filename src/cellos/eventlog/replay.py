@@ -89,6 +89,7 @@ class Replayed(Struct, kw_only=True):
     """Events that it will never take."""
     failure: str | None = None
     """Why it ended before everything was sent."""
+    interrupted: bool = False
 
 
 def event_files(places: Iterable[str]) -> list[str]:
@@ -177,6 +178,8 @@ def replay(
                 _go_on(run, ready)
     except EventSinkError as error:
         done.failure = done.failure or error.text
+    except KeyboardInterrupt:  # what was acknowledged until now shall not be sent again
+        done.failure, done.interrupted = "interrupted", True
     return done
 
 

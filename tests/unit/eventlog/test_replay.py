@@ -150,6 +150,20 @@ def test_a_replay_after_a_failed_one_sends_the_rest_only(tmp_path: Path) -> None
     assert not os.path.exists(path)
 
 
+def test_an_interrupted_replay_keeps_what_it_did(tmp_path: Path) -> None:
+    [file] = read(spool(tmp_path, *(event("r", number) for number in range(5))))
+    log = FakeLog()
+
+    def interrupt(count: int) -> None:
+        if count == 3:
+            raise KeyboardInterrupt
+
+    done = replay([file], log, subject_of, interrupt)
+    assert (done.failure, done.interrupted) == ("interrupted", True)
+    assert consume(file, done) == "interrupted"
+    assert len(Path(file.path).read_bytes().splitlines()) == 2
+
+
 def test_an_event_that_is_never_taken_stays_and_holds_up_nothing(tmp_path: Path) -> None:
     events = [event("r", number) for number in range(3)]
     [file] = read(spool(tmp_path, *events))
