@@ -155,10 +155,13 @@ def _read(path: str) -> "tuple[Config, ExecutionCell, bytes]":
 def _require_primitives(config: "Config", launcher: "Launcher") -> None:
     """Ask what the host lacks, unless a test said it. Where nothing is to be isolated (`stub`) nobody asks. Raises CellosError."""
     from cellos.backends.linux import missing_primitives
+    from cellos.sandbox.cures import OWN_GROUP
     from cellos.supervisor import profile
 
-    if profile.FORCED not in os.environ:
-        profile.enforce(config.profile, missing_primitives(launcher), _warn)
+    if profile.FORCED in os.environ:
+        return
+    missing = missing_primitives(launcher)
+    profile.enforce(config.profile, missing, _warn, cure=OWN_GROUP if "cgroup-v2" in missing else "")
 
 
 def _tell(finished: "Finished", config: "Config") -> int:

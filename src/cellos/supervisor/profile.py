@@ -27,8 +27,8 @@ def forced_missing(value: str | None) -> tuple[str, ...] | None:
     return tuple(name for name in PRIMITIVES if name in words or words & {"all", "*"})
 
 
-def enforce(profile: str | None, missing: Sequence[str], warn: Callable[[str], None]) -> None:
-    """Let the host pass, with a warning under `portable`. Raises ConfigError."""
+def enforce(profile: str | None, missing: Sequence[str], warn: Callable[[str], None], *, cure: str = "") -> None:
+    """Let the host pass, with a warning under `portable`. Raises ConfigError, with the cure where one is known."""
     if not missing:
         return
     listed = "[" + ", ".join(f'"{name}"' for name in missing) + "]"
@@ -36,6 +36,7 @@ def enforce(profile: str | None, missing: Sequence[str], warn: Callable[[str], N
         raise ConfigError(
             f"CELLOS_DEPLOYMENT_PROFILE=hardened (1.0 default): host is missing isolation primitives: {listed}. "
             "Set CELLOS_DEPLOYMENT_PROFILE=portable to run without isolation enforcement (audit-trail-only mode)."
+            + (f" Or {cure}." if cure else "")
         )
     warn(f"host is missing isolation primitives: {listed}; going on because of CELLOS_DEPLOYMENT_PROFILE=portable")
 

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from cellos.errors import ConfigError
-from cellos.sandbox import cgroups
-from cellos.sandbox.launcher import LauncherError
-from cellos.supervisor.profile import banner, enforce, forced_missing, missing
+from cellos.supervisor.profile import banner, enforce, forced_missing
 
 ALL = ("unshare", "seccomp", "cgroup-v2")
 
@@ -55,38 +50,14 @@ class TestGate:
         )
         assert warnings == []
 
+    def test_what_can_be_done_about_it_follows(self) -> None:
+        with pytest.raises(ConfigError, match=r"\(audit-trail-only mode\)\. Or buy a machine\.$"):
+            enforce(None, ALL, lambda _: None, cure="buy a machine")
+
     def test_portable_makes_it_a_warning(self) -> None:
         warnings: list[str] = []
         enforce("portable", ("seccomp",), warnings.append)
         assert warnings == ['host is missing isolation primitives: ["seccomp"]; going on because of CELLOS_DEPLOYMENT_PROFILE=portable']
-
-
-class TestProbe:
-    @pytest.mark.parametrize(
-        ("hierarchy", "expected"),
-        [
-            (SimpleNamespace(controllers={cgroups.MEMORY, cgroups.PIDS, "cpu"}), ()),
-            (SimpleNamespace(controllers={cgroups.MEMORY}), ("cgroup-v2",)),
-            (SimpleNamespace(controllers={cgroups.PIDS, "cpu"}), ("cgroup-v2",)),
-            (SimpleNamespace(controllers=set()), ("cgroup-v2",)),
-            (None, ("cgroup-v2",)),
-        ],
-    )
-    def test_control_groups_count_where_they_limit(self, hierarchy: object, expected: tuple[str, ...]) -> None:
-        """Of whichever version."""
-        launcher: Any = SimpleNamespace(hierarchy=lambda: hierarchy)
-        assert missing(launcher) == expected
-
-    def test_where_nothing_is_isolated_nothing_is_missing(self) -> None:
-        assert missing(None) == ()
-
-    def test_a_launcher_that_cannot_start_says_so_itself_later(self) -> None:
-        class Broken:
-            def hierarchy(self) -> None:
-                raise LauncherError("start", 1, "no user namespaces")
-
-        launcher: Any = Broken()
-        assert missing(launcher) == ()
 
 
 @pytest.mark.parametrize(
