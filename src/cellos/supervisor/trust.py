@@ -108,7 +108,12 @@ def grant(document: ExecutionCell, config: Config, trust: Trust, warn: Callable[
         return Grant(document=document)
     from cellos.core import derivation
 
-    derivation.verify_token(document.spec, trust.authority_keys)
+    try:
+        derivation.verify_token(document.spec, trust.authority_keys)
+    except InvalidSpec as error:
+        if config.authority_keys is None and error.text.startswith("unknown role"):
+            raise InvalidSpec(f"{error.text} (CELLOS_AUTHORITY_KEYS_PATH is not set, so none is known)", path=error.path) from error
+        raise
     refusal = derivation.scope_refusal(token, permissive=not config.require_scoped)
     if refusal is not None:
         raise InvalidSpec(refusal, path="spec.authority.authorityDerivation.parentRunId")
@@ -121,7 +126,13 @@ def grant(document: ExecutionCell, config: Config, trust: Trust, warn: Callable[
     said: dict[str, Any] = {"derivationVerified": True, "roleRoot": token.role_root}
     if token.parent_run_id is not None:
         said["parentRunId"] = token.parent_run_id
-    return Grant(document=derivation.effective(document), derivation=said, universal_role=token.role_root if universal else None)
+    try:
+        narrowed = derivation.effective(document)
+    except InvalidSpec as error:
+        raise InvalidSpec(
+            f"authorityDerivation grants too little, its leafCapability is all that counts: {error.text}", path=error.path
+        ) from error
+    return Grant(document=narrowed, derivation=said, universal_role=token.role_root if universal else None)
 
 
 def check_policies(run: RunIdentity, spec: CellSpec, config: Config, trust: Trust) -> None:
