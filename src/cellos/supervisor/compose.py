@@ -16,7 +16,7 @@ from cellos.core.documents import Artifact, CellSpec, ExecutionCell, canonical_s
 from cellos.core.events import Draft, RunIdentity
 from cellos.core.evidence.chain import NONCE_BYTES, Chain
 from cellos.core.observations import command_output
-from cellos.errors import ConfigError
+from cellos.errors import ConfigError, EventSinkError
 from cellos.eventlog.spool import Spool, require_room
 from cellos.ports import ArtifactStore, CellBackend, Listener, Output, SecretBroker
 from cellos.supervisor import admission, records, trust
@@ -202,7 +202,10 @@ def execute(host: Host, order: Order) -> Finished:
             trust.count_cell(run, host.trust, lambda subject, most: _within_rate(host, subject, most))
             finished = _run_recorded(host, order, granted, run, stores, sinks)
         except Rejected as rejection:
-            alone += _emit_alone(host, sinks, [rejection.draft])
+            try:
+                alone += _emit_alone(host, sinks, [rejection.draft])
+            except EventSinkError as error:  # why it was refused matters more
+                host.warn(f"the refusal could not be recorded: {error}")
             raise
         finally:
             if alone:
@@ -253,10 +256,16 @@ def _emit_alone(host: Host, sinks: Sinks, drafts: Sequence[Draft]) -> list[str]:
     if not drafts:
         return []
     spool = Spool(_new_file(host, sinks, os.urandom(8).hex()))
+    emitter = _emitter(host, None, spool, sinks)
     try:
-        emitter = _emitter(host, None, spool, sinks)
         for draft in drafts:
             emitter.emit(draft)
+    except EventSinkError:
+        if emitter.count:
+            host.warn(f"events of no run are in {spool.path}")
+        else:
+            os.unlink(spool.path)
+        raise
     finally:
         spool.close()
     return [spool.path]

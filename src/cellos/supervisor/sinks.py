@@ -43,6 +43,7 @@ class Sinks:
         self._mirror = mirror
         self._forwarder = forwarder
         self._dead_letters = dead_letters
+        self._left: Unacknowledged | None = None
         self.none_at_all = not wanted
         """Nobody said where events go: the run's own file is all that there is."""
         outlets: list[EventSink] = []
@@ -63,15 +64,15 @@ class Sinks:
         return self._mirror.size if self._mirror else 0
 
     def finish(self) -> Unacknowledged:
-        """Wait for acknowledgements, and put what has none among the dead letters. Nothing can be emitted after that."""
-        if self._forwarder is None:
-            return Unacknowledged()
-        undelivered = self._forwarder.finish(FINISH_SECONDS)
-        return Unacknowledged(
-            events=len(undelivered),
-            unsaved=sum(not self._save(event) for event in undelivered),
-            error=undelivered[-1].error if undelivered else None,
-        )
+        """Wait for acknowledgements, and put what has none among the dead letters. Nothing can be emitted after that. Idempotent."""
+        if self._left is None:
+            undelivered = self._forwarder.finish(FINISH_SECONDS) if self._forwarder is not None else ()
+            self._left = Unacknowledged(
+                events=len(undelivered),
+                unsaved=sum(not self._save(event) for event in undelivered),
+                error=undelivered[-1].error if undelivered else None,
+            )
+        return self._left
 
     def _save(self, event: Undelivered) -> bool:
         if self._dead_letters is None:
