@@ -168,7 +168,7 @@ def _tell(finished: "Finished", config: "Config") -> int:
     """Say what people have to know about a run; its exit code where no signal ended it."""
     left, evidence = finished.unacknowledged, finished.evidence
     if left.events:
-        where = f"wait in {evidence}; send them with: cellos spool replay {evidence}" if left.unsaved else f"are in {config.dead_letters}"
+        where = f"wait in {evidence}; send them with: cellos spool replay {evidence}" if left.waiting else f"are in {config.dead_letters}"
         _warn(f"{left.events} events were not acknowledged by NATS ({left.error}) and {where}")
     elif evidence is not None and _shown("info"):
         say(f"cellos-supervisor: events are in {evidence}; set CELL_OS_JSONL_EVENTS to choose a file")

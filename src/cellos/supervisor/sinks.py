@@ -29,10 +29,10 @@ SUBJECTS = ("CELLOS_EVENTS_SUBJECT_TEMPLATE", "CELLOS_TENANT_ID", "CELL_OS_EVENT
 
 
 class Unacknowledged(Struct, frozen=True, kw_only=True):
-    """What NATS did not acknowledge: how many events, how many of them are no dead letters either, and the last thing that was wrong."""
+    """What NATS did not acknowledge: how many events, those of them that are no dead letters either, and the last thing that was wrong."""
 
     events: int = 0
-    unsaved: int = 0
+    waiting: tuple[bytes, ...] = ()
     error: str | None = None
 
 
@@ -69,7 +69,7 @@ class Sinks:
             undelivered = self._forwarder.finish(FINISH_SECONDS) if self._forwarder is not None else ()
             self._left = Unacknowledged(
                 events=len(undelivered),
-                unsaved=sum(not self._save(event) for event in undelivered),
+                waiting=tuple(event.line for event in undelivered if not self._save(event)),
                 error=undelivered[-1].error if undelivered else None,
             )
         return self._left
