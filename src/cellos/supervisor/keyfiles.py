@@ -21,7 +21,7 @@ def read_unlinked(path: str) -> bytes:
     # Without O_NONBLOCK a pipe that nobody writes to would be waited for.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
-        return file.read(MAX_DOCUMENT_BYTES + 1)
+        return file.read(MAX_DOCUMENT_BYTES + 1) or b""  # None: a pipe that somebody holds open and has written nothing to
 
 
 def load_keyring(verify_keys: str | None, hmac_keys: str | None) -> Keyring:
