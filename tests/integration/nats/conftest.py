@@ -71,6 +71,13 @@ class Reference:
     def ids(self) -> list[str]:
         return [message.id for message in self.messages()]
 
+    def wait_for(self, count: int) -> None:
+        """Until the stream has so many messages, 20 s at most."""
+        deadline = time.monotonic() + 20
+        while len(self.messages()) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def _do(self, action: Callable[[Any], Any]) -> Any:
         async def connected() -> Any:
             connection = await nats.connect(self.url, allow_reconnect=False, **self.options)

@@ -153,6 +153,27 @@ def test_a_server_that_is_killed_during_the_run_and_comes_back(
     assert [message.data for message in stream.messages()] == lines(jsonl)
 
 
+def test_only_what_was_not_acknowledged_waits(
+    commands: Any, server: NatsServer, stream: Any, spec: Any, jsonl: Path, tmp_path: Path, ends: Any
+) -> None:
+    """However long after the stream's window for duplicates it is sent, it is there once."""
+    held = Held(commands, spec, tmp_path, BARE | {"NATS_URL": server.url, "CELL_OS_JSONL_EVENTS": str(jsonl)})
+    ends(held.process)
+    stream.wait_for(len(lines(jsonl)))
+    server.kill()
+    held.let_go()
+    _, stderr = held.process.communicate(timeout=60)
+    assert held.process.returncode == 0
+    [spool] = (commands.state / "spool").iterdir()
+    server.start()
+    before = [message.data for message in stream.messages()]
+    assert before
+    assert [*before, *lines(spool)] == lines(jsonl)
+    assert f"{len(lines(spool))} events were not acknowledged by NATS" in stderr
+    assert commands.run("cellos", "spool", "replay", variables={"NATS_URL": server.url}).returncode == 0
+    assert [message.data for message in stream.messages()] == lines(jsonl)
+
+
 def test_a_supervisor_that_is_killed_leaves_events_that_a_replay_completes(
     commands: Any, server: NatsServer, stream: Any, spec: Any, jsonl: Path, tmp_path: Path, ends: Any
 ) -> None:
