@@ -115,7 +115,7 @@ class Site:
     @property
     def events(self) -> list[dict[str, Any]]:
         """The events, without their signatures."""
-        lines = self.jsonl.read_text().splitlines() if self.jsonl.exists() else []
+        lines = self.jsonl.read_bytes().splitlines() if self.jsonl.exists() else []
         return [event["data"]["event"] if event["type"] == SIGNED else event for event in map(json.loads, lines)]
 
     @property
