@@ -177,7 +177,7 @@ def _http_target(
     url = scoped(environment, HTTP_URL, target.name)
     if url is not None:
         return _http_store(url[1], target.name, environment, _token(environment, target.name), sleep)
-    if REQUIRE_HTTP in environment:
+    if _required(environment, REQUIRE_HTTP):
         raise ConfigError(f'{REQUIRE_HTTP} is set but no HTTP export base URL is configured for target "{target.name}"')
     from cellos.core.documents.base_url import parse_base_url
     from cellos.core.urls import without_credentials
@@ -210,7 +210,7 @@ def _s3_target(
             reason = f'used for the s3 target "{target.name}" in place of {own}'
             fallbacks.append(Fallback(url[0], without_credentials(url[1]), reason))
     if url is None:
-        if REQUIRE_HTTP in environment or REQUIRE_S3 in environment:
+        if _required(environment, REQUIRE_HTTP) or _required(environment, REQUIRE_S3):
             raise ConfigError(f'S3 export is required but no presigned URL is configured for target "{target.name}"')
         fallbacks.append(Fallback(own, "", f'no presigned URL is configured for target "{target.name}"'))
         return None
@@ -230,6 +230,11 @@ def _s3_target(
         )
     except ExportError as error:
         raise ConfigError(f"S3 export sink init: {error}") from error
+
+
+def _required(environment: Mapping[str, str], flag: str) -> bool:
+    """A flag is on when it is there, even empty; 0, false, no, off mean what they say."""
+    return flag in environment and environment[flag].strip().lower() not in {"0", "false", "no", "off"}
 
 
 def _http_store(

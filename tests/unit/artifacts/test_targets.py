@@ -129,7 +129,12 @@ class TestMissingUrls:
         reason = 'no presigned URL is configured for target "artifact-bucket"'
         assert targets.fallbacks == (Fallback("CELLOS_EXPORT_S3_PRESIGNED_URL__ARTIFACT_BUCKET", "", reason),)
 
-    @pytest.mark.parametrize("value", ["1", "0", ""])
+    @pytest.mark.parametrize("value", ["0", "False", " no ", "off"])
+    def test_a_requirement_can_be_off(self, value: str) -> None:
+        flags = dict.fromkeys(("CELL_OS_REQUIRE_HTTP_EXPORT", "CELL_OS_REQUIRE_S3_EXPORT"), value)
+        assert len(open_targets(spec([HTTP, S3]), flags).fallbacks) == 2
+
+    @pytest.mark.parametrize("value", ["1", "yes", ""])
     def test_a_required_http_url(self, value: str) -> None:
         with pytest.raises(ConfigError) as caught:
             open_targets(spec([HTTP], egress=EGRESS), {"CELL_OS_REQUIRE_HTTP_EXPORT": value})
