@@ -170,6 +170,8 @@ def _tell(finished: "Finished", config: "Config") -> int:
     if left.events:
         where = f"wait in {evidence}; send them with: cellos spool replay {evidence}" if left.waiting else f"are in {config.dead_letters}"
         _warn(f"{left.events} events were not acknowledged by NATS ({left.error}) and {where}")
+    elif evidence is not None and config.jsonl is not None:
+        _warn(f"{config.jsonl} does not have all events; they are in {evidence}, and the next start tries again")
     elif evidence is not None and _shown("info"):
         say(f"cellos-supervisor: events are in {evidence}; set CELL_OS_JSONL_EVENTS to choose a file")
     if finished.outcome.reason is not None:

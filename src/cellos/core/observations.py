@@ -24,7 +24,6 @@ IDENTITY_REVOKED = PREFIX + "identity.v1.revoked"
 UNIVERSAL_TOKEN = PREFIX + "identity.v1.universal_token_accepted_in_permissive_mode"
 COMPLIANCE_SUMMARY = PREFIX + "compliance.v1.summary"
 HOMEOSTASIS = PREFIX + "authority.v1.homeostasis"
-HOMEOSTASIS_VIOLATION = PREFIX + "authority.v1.homeostasis_violation"
 POLICY_REJECTED = PREFIX + "policy.v1.rejected"
 AUTHZ_REJECTED = PREFIX + "authz.v1.rejected"
 KEYSET_VERIFIED = PREFIX + "trust.v1.keyset_verified"
@@ -149,9 +148,7 @@ def identity_failed(run: RunIdentity, identity: Identity, *, operation: str, rea
 
 def identity_revoked(run: RunIdentity, identity: Identity, *, provenance: str | None) -> Draft:
     """The cell that had it is gone, and with it every copy of ours."""
-    return Draft(
-        IDENTITY_REVOKED, {**about(run), "identity": _identity(identity), "reason": "teardown", **provenance_of(provenance)}
-    )
+    return Draft(IDENTITY_REVOKED, {**about(run), "identity": _identity(identity), "reason": "teardown", **provenance_of(provenance)})
 
 
 def universal_token(run: RunIdentity, *, role_root: str) -> Draft:
@@ -169,14 +166,14 @@ def universal_token(run: RunIdentity, *, role_root: str) -> Draft:
     return Draft(UNIVERSAL_TOKEN, data)
 
 
-def compliance_summary(run: RunIdentity, spec: CellSpec, *, exit_code: int | None) -> Draft:
+def compliance_summary(run: RunIdentity, spec: CellSpec, *, limits_declared: bool, exit_code: int | None) -> Draft:
     """What an auditor asks of every run. `exit_code` is None where no command came to an end."""
     policy = spec.policy
     data: dict[str, Any] = {
         **about(run),
         "lifetimeTtlSeconds": spec.lifetime.ttl_seconds,
         "egressRuleCount": len(spec.authority.egress_rules or ()),
-        "resourceLimitsPresent": spec.run is not None and spec.run.limits is not None,
+        "resourceLimitsPresent": limits_declared,
         "secretDeliveryMode": spec.run.secret_delivery if spec.run else "env",
         "exportTargetCount": len((spec.export and spec.export.targets) or ()),
         **present(
@@ -190,9 +187,7 @@ def compliance_summary(run: RunIdentity, spec: CellSpec, *, exit_code: int | Non
     return Draft(COMPLIANCE_SUMMARY, data)
 
 
-def homeostasis(
-    run: RunIdentity, spec: CellSpec, *, digest: str, connections: int | None, fetched_secrets: frozenset[str] | None
-) -> Draft:
+def homeostasis(run: RunIdentity, spec: CellSpec, *, digest: str, connections: int | None, fetched_secrets: frozenset[str] | None) -> Draft:
     """Declared authority beside what was used of it.
 
     `connections`: how many left the cell, None where nothing counts them. `fetched_secrets`: the keys that the command asked for, None
@@ -221,19 +216,6 @@ def homeostasis(
         data["exercisedSecretCount"] = sum(ref in fetched_secrets for ref in refs)
         data["recommendedRemovals"] = [{"kind": "secretRef", "name": ref} for ref in refs if ref not in fetched_secrets]
     return Draft(HOMEOSTASIS, data)
-
-
-def homeostasis_violation(run: RunIdentity, *, declared: int, connections: int, digest: str) -> Draft:
-    """More connections than the document declares destinations."""
-    data = {
-        "cellId": run.cell_id,
-        "declaredEgressRuleCount": declared,
-        "exercisedEgressConnections": connections,
-        "overage": connections - declared,
-        "specHash": digest,
-        "severity": "critical",
-    }
-    return Draft(HOMEOSTASIS_VIOLATION, data)
 
 
 def policy_rejected(run: RunIdentity, spec: CellSpec, *, violations: Sequence[tuple[str, str]]) -> Draft:

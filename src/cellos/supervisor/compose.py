@@ -383,6 +383,7 @@ def _reporting(config: Config, spec: CellSpec) -> Reporting:
         resolve = addresses
     return Reporting(
         digest=canonical_spec_hash(spec),
+        limits_declared=spec.run is not None and spec.run.limits is not None,
         now=lambda: ids.rfc3339(time.time_ns()),
         new_id=new_run_id,
         keyset_id=config.labels.keyset_id,

@@ -25,6 +25,8 @@ class Reporting(Struct, frozen=True, kw_only=True):
     now: Callable[[], str]
     """RFC 3339."""
     new_id: Callable[[], str]
+    limits_declared: bool = False
+    """In the document itself, before a policy's maxima."""
     keyset_id: str = ""
     resolver_kid: str = ""
     l7_kid: str = ""
@@ -78,13 +80,13 @@ def container_security(run: RunIdentity, security: Security) -> Draft:
 
 
 def closing(
-    run: RunIdentity, spec: CellSpec, *, digest: str, isolation: Isolation, exit_code: int | None, fetched: frozenset[str] | None
+    run: RunIdentity, spec: CellSpec, reporting: Reporting, *, isolation: Isolation, exit_code: int | None, fetched: frozenset[str] | None
 ) -> Iterator[Draft]:
     """The summary, and what was used of the declared authority."""
-    yield observations.compliance_summary(run, spec, exit_code=exit_code)
+    yield observations.compliance_summary(run, spec, limits_declared=reporting.limits_declared, exit_code=exit_code)
     # A network of its own without a way out: that nothing left is not counted, it is how the cell was made.
     connections = 0 if isolation.own_network and not spec.authority.egress_rules else None
-    yield observations.homeostasis(run, spec, digest=digest, connections=connections, fetched_secrets=fetched)
+    yield observations.homeostasis(run, spec, digest=reporting.digest, connections=connections, fetched_secrets=fetched)
 
 
 def _decision(run: RunIdentity, reporting: Reporting, host: str, reason: str, rule: str, *, allowed: bool = True) -> Draft:

@@ -420,7 +420,7 @@ def _tear_down(cell: LiveCell, spec: CellSpec, deps: Deps, notes: _Notes) -> Non
     for draft in report.closing(
         deps.run,
         spec,
-        digest=deps.reporting.digest,
+        deps.reporting,
         isolation=cell.isolation,
         exit_code=notes.exit_code,
         fetched=notes.fetched,

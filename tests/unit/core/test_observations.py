@@ -221,7 +221,9 @@ PLAIN: dict[str, Any] = {
 
 class TestSummary:
     def test_of_nothing(self) -> None:
-        same(observations.compliance_summary(RUN, spec(), exit_code=None), "compliance.v1.summary", {**ABOUT, **PLAIN})
+        same(
+            observations.compliance_summary(RUN, spec(), limits_declared=False, exit_code=None), "compliance.v1.summary", {**ABOUT, **PLAIN}
+        )
 
     @pytest.mark.parametrize(
         ("members", "changes"),
@@ -229,7 +231,6 @@ class TestSummary:
             ({"lifetime": {"ttlSeconds": 61}}, {"lifetimeTtlSeconds": 61}),
             ({"authority": {"egressRules": rules("a", "b")}}, {"egressRuleCount": 2}),
             (run(), {}),
-            (run(limits={"memoryMaxBytes": 1 << 20}), {"resourceLimitsPresent": True}),
             (run(secretDelivery="runtimeBroker"), {"secretDeliveryMode": "runtimeBroker"}),
             (run(secretDelivery="runtimeLeasedBroker"), {"secretDeliveryMode": "runtimeLeasedBroker"}),
             ({"export": {"artifacts": [{"name": "a", "path": "a"}]}}, {}),
@@ -240,14 +241,23 @@ class TestSummary:
         ],
     )
     def test_what_changes_it(self, members: dict[str, Any], changes: dict[str, Any]) -> None:
-        assert observations.compliance_summary(RUN, spec(**members), exit_code=None).data == {**ABOUT, **PLAIN, **changes}
+        assert observations.compliance_summary(RUN, spec(**members), limits_declared=False, exit_code=None).data == {
+            **ABOUT,
+            **PLAIN,
+            **changes,
+        }
+
+    @pytest.mark.parametrize("limited", [False, True])
+    def test_the_limits(self, limited: bool) -> None:
+        data = observations.compliance_summary(RUN, spec(), limits_declared=limited, exit_code=None).data
+        assert data["resourceLimitsPresent"] is limited
 
     @pytest.mark.parametrize("code", [0, 3, -1])
     def test_the_exit_code(self, code: int) -> None:
-        assert observations.compliance_summary(RUN, spec(), exit_code=code).data["commandExitCode"] == code
+        assert observations.compliance_summary(RUN, spec(), limits_declared=False, exit_code=code).data["commandExitCode"] == code
 
     def test_the_run(self) -> None:
-        data = observations.compliance_summary(FULL_RUN, spec(), exit_code=None).data
+        data = observations.compliance_summary(FULL_RUN, spec(), limits_declared=False, exit_code=None).data
         assert data == {**ABOUT_FULL, **PLAIN, "placement": {"poolId": "p"}}
 
 
@@ -307,19 +317,6 @@ class TestHomeostasis:
         assert told["declaredSecretCount"] == 2
         assert "exercisedSecretCount" not in told
         assert told["recommendedRemovals"] == []
-
-    @pytest.mark.parametrize(("declared", "connections"), [(0, 1), (2, 5)])
-    def test_violation(self, declared: int, connections: int) -> None:
-        draft = observations.homeostasis_violation(RUN, declared=declared, connections=connections, digest=f"sha256:{declared}")
-        data = {
-            "cellId": "cell-1",
-            "declaredEgressRuleCount": declared,
-            "exercisedEgressConnections": connections,
-            "overage": connections - declared,
-            "specHash": f"sha256:{declared}",
-            "severity": "critical",
-        }
-        same(draft, "authority.v1.homeostasis_violation", data)
 
 
 class TestRefusals:

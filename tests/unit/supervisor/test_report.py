@@ -155,14 +155,14 @@ def test_security_is_what_was_measured() -> None:
 
 def books(of: CellSpec, *, own_network: bool, fetched: frozenset[str] | None = None) -> dict[str, Any]:
     isolation = Isolation(backend="fake", own_network=own_network)
-    summary, homeostasis = closing(RUN, of, digest="sha256:d", isolation=isolation, exit_code=3, fetched=fetched)
+    summary, homeostasis = closing(RUN, of, reporting(), isolation=isolation, exit_code=3, fetched=fetched)
     assert summary.data["commandExitCode"] == 3
     return homeostasis.data
 
 
 class TestClosing:
     def test_the_summary_comes_first(self) -> None:
-        drafts = list(closing(RUN, spec(), digest="d", isolation=Isolation(backend="fake"), exit_code=None, fetched=None))
+        drafts = list(closing(RUN, spec(), reporting(), isolation=Isolation(backend="fake"), exit_code=None, fetched=None))
         assert kinds(drafts) == ["summary", "homeostasis"]
 
     def test_a_network_without_a_way_out_has_no_connections(self) -> None:
