@@ -17,7 +17,7 @@ from cellos.core.events import Draft, RunIdentity
 from cellos.core.evidence.chain import NONCE_BYTES, Chain
 from cellos.core.observations import command_output
 from cellos.errors import ConfigError, EventSinkError
-from cellos.eventlog.spool import Spool, keep_only, require_room
+from cellos.eventlog.spool import Spool, keep_only, read_lines, require_room
 from cellos.ports import ArtifactStore, CellBackend, Listener, Output, SecretBroker
 from cellos.supervisor import admission, records, trust
 from cellos.supervisor.config import BACKENDS, SETTINGS_ONLY, Config, Fallback, refuse_fallbacks
@@ -273,12 +273,18 @@ def _emit_alone(host: Host, sinks: Sinks, drafts: Sequence[Draft]) -> list[str]:
 
 def _settle(host: Host, sinks: Sinks, paths: Sequence[str]) -> None:
     """Remove the files of events that every sink has. Where there is no sink, they are all that there is."""
-    if sinks.finish().waiting or sinks.none_at_all:
-        for path in paths:
+    for path in paths:
+        waiting = _lines_of(path, sinks.finish().waiting)
+        if not sinks.none_at_all:
+            keep_only(path, waiting)
+        if sinks.none_at_all or waiting:
             host.warn(f"events of no run are in {path}")
-    else:
-        for path in paths:
-            os.unlink(path)
+
+
+def _lines_of(path: str, waiting: Iterable[bytes]) -> list[bytes]:
+    """Those of the events that still wait which are in this file: others are in their own."""
+    lines = frozenset(waiting)
+    return [line for line in read_lines(path) if line in lines] if lines else []
 
 
 def _new_file(host: Host, sinks: Sinks, name: str) -> str:
@@ -329,13 +335,14 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
             spool.close()
             unacknowledged = sinks.finish()
             never_began = emitter.count == 0 and emitter.lost == 0
-            gone = never_began or (emitter.complete and not stays and not unacknowledged.waiting)
+            waiting = _lines_of(record.spool, unacknowledged.waiting)
+            gone = never_began or (emitter.complete and not stays and not waiting)
             if gone:
                 os.unlink(record.spool)
             if never_began or emitter.complete:
                 held.remove()
                 if not gone and not stays:
-                    keep_only(record.spool, unacknowledged.waiting)
+                    keep_only(record.spool, waiting)
         return Finished(outcome=outcome, evidence=None if gone else record.spool, unacknowledged=unacknowledged)
     finally:
         held.leave()

@@ -60,6 +60,11 @@ def running(*argv: str) -> dict[str, Any]:
     return {"run": {"argv": list(argv), "secretDelivery": "env"}}
 
 
+RULE = {"host": "a.example", "port": 443}
+TARGET: dict[str, Any] = {"export": {"targets": [{"kind": "s3", "name": "t", "bucket": "b"}]}}
+EXPORT: dict[str, Any] = {"export": {"artifacts": [{"name": "a", "path": "a"}]}, **running("file", "a", "x")}
+
+
 class Scene:
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -177,7 +182,7 @@ class TestExecute:
         waiting = Path(scene.state.spool) / "old.jsonl"
         waiting.touch()
         os.truncate(waiting, 256 << 20)
-        with pytest.raises(EventSinkError, match="spool full: .* no run begins above 256 MiB"):
+        with pytest.raises(EventSinkError, match=r"spool full: .* no run begins above 256 MiB"):
             execute(scene.logging(), order())
         assert scene.backend.calls == []
 
@@ -243,10 +248,8 @@ class TestExecute:
 
 
 class TestReporting:
-    RULES = ({"host": "a.example", "port": 443},)
-
     def test_labels_and_digest_are_the_operators_and_the_documents(self, scene: Scene) -> None:
-        asked = order(authority={"egressRules": list(self.RULES)})
+        asked = order(authority={"egressRules": [RULE]})
         config = read_config({"CELLOS_TRUST_KEYSET_ID": "mine", "CELLOS_TRUST_RESOLVER_KID": "names", "CELLOS_TRUST_L7_KID": "gates"})
         execute(scene.logging(labels=config.labels), asked)
         targets, decision = scene.data("dns_target_set"), scene.data("l7_egress_decision")
@@ -256,14 +259,14 @@ class TestReporting:
         assert scene.data("homeostasis")["specHash"] == targets["currentDigest"]
 
     def test_the_trust_plane_can_be_turned_off(self, scene: Scene) -> None:
-        execute(scene.logging(trust_plane=False), order(authority={"egressRules": list(self.RULES)}))
+        execute(scene.logging(trust_plane=False), order(authority={"egressRules": [RULE]}))
         assert scene.types[:2] == ["network_scope", "started"]
 
     def test_addresses_where_they_are_wanted(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
         from cellos.supervisor import resolve
 
         monkeypatch.setattr(resolve, "addresses", lambda host, port: ({"address": "192.0.2.1", "family": "inet", "port": port},))
-        execute(scene.logging(resolve_egress=True), order(authority={"egressRules": list(self.RULES)}))
+        execute(scene.logging(resolve_egress=True), order(authority={"egressRules": [RULE]}))
         assert scene.data("dns_resolution")["targets"] == [{"address": "192.0.2.1", "family": "inet", "port": 443}]
 
     def test_the_gate_of_names(self, scene: Scene) -> None:
@@ -276,14 +279,14 @@ class TestOutput:
     def test_files_and_events(self, scene: Scene) -> None:
         out = scene.path / "out"
         out.mkdir()
-        asked = order(secrets={"TOKEN": "s3cret!"}, authority={"secretRefs": ["TOKEN"]}, **running("writes", "a s3cret!\n", "err"))
+        asked = order(secrets={"TOKEN": "s3cret!"}, authority={"secretRefs": ["TOKEN"]}, **running("environment"))
         execute(scene.logging(output_dir=str(out), output_events=True), asked)
-        assert (out / "run-1.stdout").read_text() == "a ***\n"
-        assert (out / "run-1.stderr").read_text() == "err"
+        assert (out / "run-1.stdout").read_text() == "PATH=/usr/bin:/bin:/usr/local/bin\nTOKEN=***\n"
+        assert (out / "run-1.stderr").read_text() == ""
         begin = scene.types.index("process_spawned")
-        assert scene.types[begin : begin + 5] == ["process_spawned", "output", "output", "network_enforcement", "completed"]
-        told = [event["data"] for event in scene.events if event["type"].endswith("command.v1.output")]
-        assert [(each["stream"], each["offset"], each["text"]) for each in told] == [("stdout", 0, "a ***\n"), ("stderr", 0, "err")]
+        assert scene.types[begin : begin + 4] == ["process_spawned", "output", "network_enforcement", "completed"]
+        told = scene.data("command.v1.output")
+        assert (told["stream"], told["offset"], told["text"]) == ("stdout", 0, (out / "run-1.stdout").read_text())
         assert "s3cret" not in scene.jsonl.read_text()
 
     def test_the_cap(self, scene: Scene) -> None:
@@ -303,30 +306,26 @@ class TestOutput:
 
 
 class TestArtifacts:
-    EXPORT: dict[str, Any] = {"export": {"artifacts": [{"name": "a", "path": "a"}]}, **running("file", "a", "x")}  # noqa: RUF012
-
     def test_the_operators_directory(self, scene: Scene) -> None:
         out = scene.path / "out"
-        finished = execute(scene.host(environment={"CELLOS_EXPORT_DIR": str(out)}), order(**self.EXPORT))
+        finished = execute(scene.host(environment={"CELLOS_EXPORT_DIR": str(out)}), order(**EXPORT))
         assert [receipt.destination for receipt in finished.outcome.receipts] == ["cell-1/a"]
         assert (out / "cell-1" / "a").read_text() == "x"
 
     def test_nowhere_to_go_is_refused_before_there_is_a_cell(self, scene: Scene) -> None:
         with pytest.raises(ExportError, match='export requested for artifact "a" but no export sink is configured'):
-            execute(scene.logging(), order(**self.EXPORT))
+            execute(scene.logging(), order(**EXPORT))
         assert scene.backend.calls == []
         assert scene.files == []
 
-    TARGET: dict[str, Any] = {"export": {"targets": [{"kind": "s3", "name": "t", "bucket": "b"}]}}  # noqa: RUF012
-
     def test_what_is_not_followed_is_told(self, scene: Scene) -> None:
-        execute(scene.logging(), order(**self.TARGET))
+        execute(scene.logging(), order(**TARGET))
         text = 'not followed: CELLOS_EXPORT_S3_PRESIGNED_URL__T="" (no presigned URL is configured for target "t")'
         assert scene.warnings == [text]
 
     def test_and_refused_with_strict_configuration(self, scene: Scene) -> None:
         with pytest.raises(ConfigError) as caught:
-            execute(scene.logging(strict=True, dead_letters="/nowhere", nats_url=None), order(**self.TARGET))
+            execute(scene.logging(strict=True, dead_letters="/nowhere", nats_url=None), order(**TARGET))
         assert str(caught.value) == (
             "CELLOS_STRICT_CONFIG is set: refusing to start with 3 ignored/misconfigured env var(s): "
             '[CELLOS_EXPORT_S3_PRESIGNED_URL__T="" (no presigned URL is configured for target "t"); '
@@ -337,8 +336,6 @@ class TestArtifacts:
 
 
 class TestTokens:
-    RULE = {"host": "a.example", "port": 443}  # noqa: RUF012
-
     def test_the_leaf_is_the_authority_of_the_run(self, scene: Scene) -> None:
         made: dict[str, Any] = {
             "roleRoot": "ci",
@@ -346,7 +343,7 @@ class TestTokens:
             "leafCapability": {"egressRules": [], "secretRefs": ["A"]},
             "grantorSignature": {"algorithm": "ed25519", "bytes": "AA=="},
         }
-        authority = {"egressRules": [self.RULE], "secretRefs": ["A", "B"], "authorityDerivation": made}
+        authority = {"egressRules": [RULE], "secretRefs": ["A", "B"], "authorityDerivation": made}
         parsed = order(authority=authority).document.spec.authority.authority_derivation
         assert parsed is not None
         made["grantorSignature"]["bytes"] = b64encode(ROLE_KEY.sign(signed_bytes(parsed))).decode()
@@ -378,7 +375,7 @@ class TestRefusals:
         scene.trust = Trust(pack=pack(maxLifetimeTtlSeconds=30))
 
     def test_the_event_is_all_that_there_is(self, scene: Scene) -> None:
-        with pytest.raises(Rejected, match="^cell spec rejected by policy pack 'strict': maxLifetimeTtlSeconds: "):
+        with pytest.raises(Rejected, match=r"^cell spec rejected by policy pack 'strict': maxLifetimeTtlSeconds: "):
             execute(scene.logging(), order())
         assert scene.types == ["rejected"]
         assert "chain" not in scene.events[0]["data"]
@@ -577,7 +574,7 @@ class TestHost:
         with pytest.raises(ConfigError) as caught:
             open_host(config, None, lambda _: None)
         assert str(caught.value) == text
-        with pytest.raises(ConfigError, match="^firecracker backend init: CELLOS_FIRECRACKER_BINARY must be set"):
+        with pytest.raises(ConfigError, match=r"^firecracker backend init: CELLOS_FIRECRACKER_BINARY must be set"):
             open_host(self.environment(tmp_path, CELLOS_CELL_BACKEND="firecracker"), None, lambda _: None)
 
 
