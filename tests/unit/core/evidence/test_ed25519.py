@@ -4,7 +4,7 @@ import hashlib
 from itertools import count
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cellos.core.evidence.ed25519 import ORDER, KeyRefusedError, private_key, public_key, signature_fault
@@ -132,6 +132,7 @@ def test_keys_in_another_form_than_the_canonical_one(sign_bit: int) -> None:
 @given(st.integers(2, P - 2), st.integers(0, 1))
 def test_only_points_of_the_curve_are_keys(y: int, sign_bit: int) -> None:
     raw = (y | sign_bit << 255).to_bytes(32, "little")
+    assume(all(y != small for _, small in SMALL))  # they are refused for another reason
     if with_y(y) is None:
         with pytest.raises(KeyRefusedError, match="not a point of the curve"):
             public_key(raw)
