@@ -6,6 +6,7 @@ in config.py.
 """
 
 from collections.abc import Callable, Sequence
+
 from cellos.errors import ConfigError
 
 FORCED = "CELLOS_TEST_FORCE_MISSING_ISOLATION_PRIMITIVES"
