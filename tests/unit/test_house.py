@@ -1,20 +1,29 @@
-"""The house keeps what it says about itself: locks, reasons of dependencies, links and commands of the pages."""
+"""The house keeps what it says about itself: locks, reasons of dependencies, links and commands of the pages, variables, events."""
 
 from __future__ import annotations
 
+import ast
 import importlib
+import json
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cellos.core import events
-from cellos.core.documents import parse_execution_cell
+from cellos.artifacts.targets import open_targets
+from cellos.core import events, observations
+from cellos.core.documents import CellSpec, Identity, parse_execution_cell
+from cellos.core.events import Draft, RunIdentity
+from cellos.http import timeouts
+from cellos.ports import Receipt, Residue
 from cellos.sandbox.cures import CURES
 from cellos.sandbox.probe import OUTSIDE, REQUIRED
-from cellos.supervisor.compose import VARIABLES
+from cellos.supervisor.config import read_config
+from cellos.supervisor.variables import SECTIONS, UNUSED, tables
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -100,10 +109,115 @@ def test_the_index_names_every_page() -> None:
     ]
 
 
+# ---------------------------------------------------------------- variables
+
+VARIABLES = {variable.name: variable for section in SECTIONS for variable in section.variables}
+NAME = re.compile(r"\b(?:CELLOS|CELL_OS|NATS|ACTIONS|RUST)_[A-Z0-9_]+|\b(?:HTTPS?|NO)_PROXY\b")
+NO_VARIABLES = {
+    "CELLOS_EVENTS",  # the name of a stream, in an example
+    "CELLOS_EVENT_REQUIRE_SIGNED",  # these three are of `cellos events`: docs/reference/commands.md
+    "CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH",
+    "CELLOS_EVENT_VERIFY_KEYS_PATH",
+}
+
+
+def pattern(name: str) -> re.Pattern[str]:
+    """What a row stands for."""
+    anything, target = re.escape("*"), re.escape("[__T]")
+    word = re.escape(name).replace(anything, "[A-Z0-9_]+").replace(target, "(?:__[A-Z0-9_]+)?").replace("<KEY>", "[A-Z0-9_]+")
+    return re.compile(word)
+
+
+def is_listed(name: str) -> bool:
+    """`name` is a variable of the table, or (it ends in `_`) the beginning of some."""
+    if name.endswith("_"):
+        return any(row.startswith(name) for row in VARIABLES)
+    return any(pattern(row).fullmatch(name) for row in VARIABLES)
+
+
+class Spy(dict[str, str]):
+    """An environment that notes what it is asked for."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.asked: set[str] = set()
+
+    def get(self, name: str, *default: Any) -> Any:
+        self.asked.add(name)
+        return super().get(name, *default)
+
+    def __getitem__(self, name: str) -> str:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+
+def constants() -> set[str]:
+    """Every name of a variable in any text of the code, texts for people included: a misspelt one would mislead them."""
+    found: set[str] = set()
+    for path in (ROOT / "src/cellos").rglob("*.py"):
+        if path.name != "variables.py" or path.parent.name != "supervisor":
+            texts = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+            found |= {name for text in texts if isinstance(text, str) for name in NAME.findall(text)}
+    return found
+
+
+def composed() -> set[str]:
+    """Names that are put together when they are read."""
+    spy = Spy({"CELLOS_EXPORT_HTTP_BASE_URL": "https://h.example", "CELLOS_EXPORT_S3_PRESIGNED_URL__S": "https://b.example/x"})
+    targets = [{"kind": "http", "name": "h", "baseUrl": "https://h.example"}, {"kind": "s3", "name": "s", "bucket": "b"}]
+    with open_targets(cell(export={"targets": targets}), spy):
+        pass
+    for prefix in ("CELLOS_EXPORT_HTTP", "CELLOS_EXPORT_S3", "CELLOS_BROKER_OIDC"):
+        timeouts(spy, prefix)
+    return spy.asked
+
+
+def cell(**spec: Any) -> CellSpec:
+    body = {"id": "cell-1", "authority": {}, "lifetime": {"ttlSeconds": 60}, **spec}
+    return parse_execution_cell(json.dumps({"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body}).encode()).spec
+
+
 def test_the_variables_of_the_supervisor_are_documented() -> None:
-    rows = [f"| `{variable.name}` | {variable.default} | {variable.effect} |" for variable in VARIABLES]
+    # To renew it: PYTHONPATH=src python scripts/pages.py
     page = (ROOT / "docs/reference/supervisor.md").read_text()
-    assert [line for line in page.splitlines() if line.startswith("| `")] == rows
+    generated = page.partition("<!-- variables: begin -->\n")[2].partition("<!-- variables: end -->")[0]
+    assert generated.strip() == tables().strip()
+
+
+def test_the_table_names_every_variable_once_and_says_everything_of_it() -> None:
+    rows = [variable for section in SECTIONS for variable in section.variables]
+    assert len(VARIABLES) == len(rows)
+    assert all(cell.strip() and "|" not in cell and "\n" not in cell for row in rows for cell in row)
+
+
+@pytest.mark.parametrize("environment", [{}, {"CELLOS_DEPLOYMENT_PROFILE": "hardened", "CELLOS_AUTHORITY_KEYS_PATH": "/keys"}])
+def test_what_the_configuration_asks_for_is_in_the_table(environment: dict[str, str]) -> None:
+    spy = Spy(environment)
+    read_config(spy)
+    assert spy.asked >= {"CELLOS_DEPLOYMENT_PROFILE", "CELLOS_AUTHORITY_KEYS_PATH"}
+    assert [name for name in sorted(spy.asked) if not is_listed(name)] == []
+
+
+def test_what_the_code_names_is_in_the_table() -> None:
+    names = constants() | composed()
+    prefixes = {"CELLOS_EXPORT_HTTP", "CELLOS_EXPORT_S3", "CELLOS_BROKER_OIDC"}
+    assert [name for name in sorted(names - NO_VARIABLES - prefixes) if not is_listed(name)] == []
+    assert names >= NO_VARIABLES
+
+
+def test_what_is_in_the_table_is_in_the_code() -> None:
+    names = constants() | composed()
+
+    def is_read(row: str) -> bool:
+        beginning, key, _ = row.partition("<KEY>")
+        return (bool(key) and beginning in names) or any(pattern(row).fullmatch(name) for name in names)
+
+    without_effect = {name for name, variable in VARIABLES.items() if variable.effect == UNUSED}
+    assert {row for row in VARIABLES if not is_read(row)} <= without_effect
 
 
 def test_what_the_doctor_tries_is_documented() -> None:
@@ -113,12 +227,109 @@ def test_what_the_doctor_tries_is_documented() -> None:
     assert [line for line in page.splitlines() if line.startswith("| ")][1:] == rows
 
 
+# ---------------------------------------------------------------- events
+
+RUN = RunIdentity(cell_id="c", spec_id="s", run_id="r", spec_hash="0" * 64)
+FULL_RUN = RunIdentity(
+    cell_id="c", spec_id="s", run_id="r", spec_hash="0" * 64, correlation={"platform": None}, tenant_id="acme", placement={"poolId": "p"}
+)
+IDENTITY = Identity(kind="federatedOidc", provider="p", audience="a", secret_ref="T")
+LABELS = {"keysetId": "k", "issuerKid": "i"}
+CAPABILITIES = dict.fromkeys(("capEff", "capPrm", "capBnd", "capAmb", "capInh"), "0" * 16)
+ISOLATION: dict[str, Any] = {"backend": "linux", "enforced": [], "limits": {}, "unbounded": []}
+
+
+def drafts() -> Iterator[Draft]:
+    """Every event with all that it can have, and with as little as it must."""
+    full, plain = (
+        cell(
+            policy={"packId": "p", "packVersion": "1.0.0", "bundleDigest": "sha256:" + "0" * 64},
+            authority={"filesystem": {"mounts": [{"source": "/a", "target": "/b", "mode": "ro"}]}},
+        ),
+        cell(),
+    )
+    token = {"derivationVerified": True, "roleRoot": "r", "parentRunId": "p"}
+    receipt = Receipt(target_kind="local", target_name=None, destination="d", bytes_written=1)
+    residue = (Residue(kind="mount", detail="d"),)
+    yield from (
+        events.started(FULL_RUN, ttl_seconds=1, isolation=ISOLATION, derivation=token),
+        events.started(RUN, ttl_seconds=1, isolation=ISOLATION),
+        events.process_spawned(RUN, program="p", argc=1),
+        events.command_completed(RUN, argv=["a"], exit_code=None, duration_ms=1, spawn_error="e", signal=9, oom_killed=True),
+        events.command_completed(RUN, argv=["a"], exit_code=0, duration_ms=1),
+        events.fs_touch(RUN, source_path="p", artifact_name="a"),
+        events.export_completed(RUN, artifact_name="a", receipt=receipt, provenance="id"),
+        events.export_completed(RUN, artifact_name="a", receipt=receipt, provenance=None),
+        events.export_failed(RUN, artifact_name="a", target_kind="s3", reason="r", target_name="t", destination="d", provenance="id"),
+        events.export_failed(RUN, artifact_name="a", target_kind="s3", reason="r"),
+        events.destroyed(FULL_RUN, ttl_seconds=1, outcome="failed", reason="r", residue_class="x", residue_exception=residue),
+        events.destroyed(RUN, ttl_seconds=1, outcome="succeeded", residue_class="none"),
+        observations.network_scope(RUN, plain),
+        observations.dns_target_set(RUN, digest="d", updated_at="t", labels=LABELS),
+        observations.dns_resolution(RUN, fqdn="f", resolved_at="t", targets=[], digest="d", labels=LABELS),
+        *(
+            observations.l7_egress_decision(
+                RUN, decision_id="i", allowed=True, host="h", reason_code="r", rule=rule, digest="d", labels=LABELS
+            )
+            for rule in ("x", None)
+        ),
+        observations.container_security(RUN, capabilities=CAPABILITIES, privileged=False, no_new_privs=True, seccomp_mode=2),
+        observations.network_policy(RUN, ()),
+        observations.network_enforcement(RUN, rule_count=0, exit_code=-1, spawn_error="e"),
+        observations.network_enforcement(RUN, rule_count=0, exit_code=0, spawn_error=None),
+        observations.command_output(RUN, stream="stdout", offset=0, content={"text": ""}, truncated=True),
+        observations.command_output(RUN, stream="stdout", offset=0, content={"base64": ""}, truncated=False),
+        observations.identity_materialized(RUN, IDENTITY),
+        observations.identity_failed(RUN, IDENTITY, operation="materialize", reason="r"),
+        observations.identity_revoked(RUN, IDENTITY, provenance="id"),
+        observations.identity_revoked(RUN, IDENTITY, provenance=None),
+        observations.universal_token(RUN, role_root="r"),
+        observations.compliance_summary(FULL_RUN, full, limits_declared=True, exit_code=0),
+        observations.compliance_summary(RUN, plain, limits_declared=False, exit_code=None),
+        observations.homeostasis(RUN, full, digest="d", connections=None, fetched_secrets=frozenset()),
+        observations.homeostasis(RUN, plain, digest="d", connections=0, fetched_secrets=None),
+        observations.policy_rejected(FULL_RUN, full, violations=[]),
+        observations.policy_rejected(RUN, plain, violations=[]),
+        observations.authz_rejected(FULL_RUN, reason="r", message="m", pool_id="p", pack_id="k"),
+        observations.authz_rejected(RUN, reason="r", message="m", pool_id=None, pack_id=None),
+        observations.keyset_verified(keyset_id="k", payload_digest="d", signer_kid="k", verified_at="t"),
+        observations.keyset_verification_failed(attempted="a", reason="r", failed_at="t"),
+    )
+
+
+def documented() -> dict[str, str]:
+    """Type to its list of members, of the page."""
+    page = (ROOT / "docs/reference/events.md").read_text().partition("## Types\n")[2].partition("\n### ")[0]
+    rows = [[each.strip() for each in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| `")]
+    assert all(len(row) == 3 and all(row) for row in rows)
+    return {row[0].strip("`"): row[2] for row in rows}
+
+
 def test_the_events_are_documented() -> None:
-    types = {
-        value.removeprefix(events.PREFIX) for name, value in vars(events).items() if name.isupper() and str(value).startswith(events.PREFIX)
-    }
-    page = (ROOT / "docs/reference/events.md").read_text()
-    assert {line.split("`")[1] for line in page.splitlines() if line.startswith("| `")} == types - {""}
+    types = [
+        value.removeprefix(events.PREFIX)
+        for module in (events, observations)
+        for name, value in vars(module).items()
+        if name.isupper() and name != "PREFIX" and str(value).startswith(events.PREFIX)
+    ]
+    assert sorted(documented()) == sorted(types)
+
+
+def test_so_is_what_is_in_them() -> None:
+    always: dict[str, set[str]] = {}
+    ever: dict[str, set[str]] = {}
+    for draft in drafts():
+        kind = draft.type.removeprefix(events.PREFIX)
+        always[kind] = always.get(kind, draft.data.keys()) & draft.data.keys()
+        ever[kind] = ever.get(kind, set()) | draft.data.keys()
+    pages = documented()
+    assert pages.keys() == ever.keys()
+    for kind, text in pages.items():
+        optional, required = set(re.findall(r"`(\w+)`\?", text)), set(re.findall(r"`(\w+)`(?!\?)", text))
+        common = {"cellId", "specId", "runId", "correlation"} - optional - required
+        known = {"terminalState"} if kind == "lifecycle.v1.destroyed" else set()  # what a sweep adds
+        assert required == always[kind] - common, kind
+        assert optional | required == (ever[kind] - common) | known, kind
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.stem)
