@@ -84,4 +84,4 @@ def _check_settings(config: Config, warn: Callable[[str], None]) -> None:
 def _default_sink(config: Config) -> str:
     if config.environment.get("CELLOS_EXPORT_HTTP_BASE_URL", "").strip():
         return "http"
-    return "local" if config.environment.get("CELLOS_EXPORT_DIR") else "noop"
+    return "local" if config.environment.get("CELLOS_EXPORT_DIR", "").strip() else "noop"
