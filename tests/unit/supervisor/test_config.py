@@ -341,7 +341,11 @@ READ = [
 ]  # fmt: skip
 
 
-@given(st.dictionaries(st.sampled_from(READ), st.text() | st.sampled_from(["hardened", "1", "0", "stub", "/x"]), max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from(READ), st.text("019aé \n,/.\\", max_size=6) | st.sampled_from(["hardened", "1", "0", "stub", "/x"]), max_size=4
+    )
+)
 def test_any_environment_is_read_or_refused_by_name(environment: dict[str, str]) -> None:
     named = True
     try:

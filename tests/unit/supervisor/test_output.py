@@ -43,7 +43,7 @@ class TestMasker:
         shown = masked(secrets, pieces(data, cuts))
         assert not any(secret.encode() in shown for secret in secrets)
 
-    @given(st.lists(st.text(max_size=3), max_size=3), st.binary(max_size=60), CUTS)
+    @given(st.lists(st.text("abé", max_size=3), max_size=3), st.binary(max_size=60), CUTS)
     def test_without_secrets_nothing_is_changed(self, short: list[str], data: bytes, cuts: list[int]) -> None:
         """Three letters are no secret: they would blank out every other word."""
         assert masked(short, pieces(data, cuts)) == data
