@@ -47,7 +47,8 @@ def check(spec: CellSpec) -> None:
 def program_check(prefixes: Sequence[str]) -> Callable[[Sequence[str]], None]:
     """What CELLOS_RUN_ARGV0_ALLOW_PREFIXES asks of a command: a program under one of the prefixes, which have no last slash.
 
-    `..` is resolved before; links are not followed, because those of the cell are not those of the host. The answer raises ConfigError.
+    A path with `..` is under none: with a link before it, it leads elsewhere than it says. Other links are the cell's own business: what its
+    /usr has is the host's, and nobody in it can write there. The answer raises ConfigError.
     """
 
     def require(argv: Sequence[str]) -> None:
@@ -57,7 +58,7 @@ def program_check(prefixes: Sequence[str]) -> Callable[[Sequence[str]], None]:
                 f'CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path (got "{program}"); '
                 "use a full path such as /usr/bin/true"
             )
-        path = os.path.normpath(program)
+        path = "" if ".." in program.split("/") else os.path.normpath(program)
         if not any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes):
             listed = "[" + ", ".join(f'"{prefix or "/"}"' for prefix in prefixes) + "]"
             raise ConfigError(f'argv[0] "{program}" is not under any allowed prefix from CELLOS_RUN_ARGV0_ALLOW_PREFIXES: {listed}')
