@@ -149,6 +149,49 @@ class TestGithubActions:
         assert f"{name} not set" in actions.run("true", authority={"secretRefs": ["A"]}).stderr
 
 
+class TestRunTime:
+    """The command asks for its secrets with `cellos-supervisor secret get`, which here is the one of this checkout."""
+
+    @pytest.fixture
+    def get(self, holder: Any) -> Any:
+        """Run `secret get` as the command of a cell, in its environment and nothing else."""
+        path = holder.commands.environment.get("PYTHONPATH", "")
+        client = ["env", f"PYTHONPATH={path}", "CELLOS_DEPLOYMENT_PROFILE=portable", *holder.commands.line("cellos-supervisor")]
+        how = {"run": {"secretDelivery": "runtimeBroker"}, "authority": {"secretRefs": ["TOKEN"]}}
+        return lambda *words, before=(): holder.run(*before, *client, "secret", "get", *words, **how)
+
+    def test_the_value_is_all_that_is_printed(self, get: Any) -> None:
+        done = get("TOKEN")
+        assert (done.returncode, done.stdout) == (0, VALUE), done.stderr
+
+    @pytest.mark.parametrize(
+        ("before", "words", "text"),
+        [
+            ((), ("OTHER",), 'unknown secret key "OTHER"'),
+            (("env", "CELLOS_RUNTIME_SECRET_TOKEN=guessed"), ("TOKEN",), "unauthorized"),
+            (("env", "-u", "CELLOS_RUNTIME_SECRET_TOKEN"), ("TOKEN",), "CELLOS_RUNTIME_SECRET_TOKEN not set"),
+            (("env", "-u", "CELLOS_RUNTIME_SECRET_SOCKET"), ("TOKEN",), "CELLOS_RUNTIME_SECRET_SOCKET not set"),
+            (("env", "CELLOS_RUNTIME_SECRET_SOCKET=/no/socket"), ("TOKEN",), "connect runtime secret socket /no/socket"),
+            ((), (), "usage: cellos-supervisor secret get <KEY>"),
+        ],
+    )
+    def test_what_cannot_be_had_is_told_and_nothing_printed(self, get: Any, before: Any, words: tuple[str, ...], text: str) -> None:
+        done = get(*words, before=before)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"Error: {text}" in done.stderr
+        assert VALUE not in done.stderr
+
+    def test_the_socket_is_gone_with_the_cell(self, holder: Any) -> None:
+        done = holder.run(
+            "/usr/bin/printenv",
+            "CELLOS_RUNTIME_SECRET_SOCKET",
+            run={"secretDelivery": "runtimeBroker"},
+            authority={"secretRefs": ["TOKEN"]},
+        )
+        assert not Path(done.stdout.strip()).parent.exists()
+        assert done.stdout.startswith("/")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("delivery", ["env", "runtimeBroker"])
 class TestNowhereElse:

@@ -348,7 +348,7 @@ class TestDocuments:
 
 
 def test_errors_name_no_python(site: Any, tmp_path: Path) -> None:
-    for arguments in ([str(tmp_path)], ["/nowhere"], ["--validate", "/nowhere"], ["a", "b"], ["--wat"], [""], ["\x00"[:0] or "-x"]):
+    for arguments in ([str(tmp_path)], ["/nowhere"], ["--validate", "/nowhere"], ["a", "b"], ["--wat"], [""], ["-x"]):
         done = site.on(*arguments)
         site.refused(done, "Error: ")
         assert "Traceback" not in done.stderr
