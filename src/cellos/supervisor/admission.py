@@ -58,8 +58,9 @@ def program_check(prefixes: Sequence[str]) -> Callable[[Sequence[str]], None]:
                 f'CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path (got "{program}"); '
                 "use a full path such as /usr/bin/true"
             )
-        path = "" if ".." in program.split("/") else os.path.normpath(program)
-        if not any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes):
+        path = os.path.normpath(program)
+        under = any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
+        if ".." in program.split("/") or not under:
             listed = "[" + ", ".join(f'"{prefix or "/"}"' for prefix in prefixes) + "]"
             raise ConfigError(f'argv[0] "{program}" is not under any allowed prefix from CELLOS_RUN_ARGV0_ALLOW_PREFIXES: {listed}')
 
