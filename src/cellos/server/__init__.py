@@ -1,0 +1,1 @@
+"""The HTTP and WebSocket control plane: a projection of the event log."""
