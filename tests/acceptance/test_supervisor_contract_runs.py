@@ -27,10 +27,9 @@ RULES = [{"host": "localhost", "port": 443, "protocol": "tls"}, {"host": "nowher
 
 
 def normal(event: dict[str, Any]) -> dict[str, Any]:
-    """Without what differs from run to run: ids, times, digests, and what was measured."""
+    """Without what differs from run to run: ids, times, and what was measured."""
     text = json.dumps(event)
     text = re.sub(r'"(id|decisionId|parent|time|updatedAt)": "[^"]+"', r'"\1": "…"', text)
-    text = re.sub(r'"(currentDigest|policyDigest|specHash)": "sha256:[0-9a-f]{64}"', r'"\1": "sha256:…"', text)
     text = re.sub(r'"cap(...)": "[0-9a-f]{16}"', r'"cap\1": "…"', text)
     text = re.sub(r'"(durationMs|privileged)": (\d+|true|false)', r'"\1": "…"', text)
     result: dict[str, Any] = json.loads(text)

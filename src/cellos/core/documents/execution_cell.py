@@ -288,8 +288,8 @@ class Artifact(Wire, frozen=True, kw_only=True):
 
 
 class Export(Wire, frozen=True, kw_only=True):
-    targets: tuple[HttpTarget | S3Target, ...] | None = None
     artifacts: tuple[Artifact, ...] | None = None
+    targets: tuple[HttpTarget | S3Target, ...] | None = None
 
 
 class RateLimits(Wire, frozen=True, kw_only=True):

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 from cellos.core.documents import canonical_spec_hash, parse_execution_cell, raw_spec_hash
 
@@ -16,8 +17,12 @@ def digest(spec: object, **dumps: object) -> str:
     return canonical_spec_hash(parse_execution_cell(raw.encode()).spec)
 
 
-def test_the_known_vector() -> None:
+def test_the_known_vectors() -> None:
+    """What CellOS 0.5 computes."""
     assert digest(SMALL) == "sha256:375a3aa67c7596da3203ad5df80d5285169b2b4247f514002a91accf8899810b"
+    demo = Path(__file__).parents[3] / "golden/supervisor/demo-build.json"
+    known = "sha256:82a1a5342dfe94c2265d095eb6bc1f57bb127433182f3540a976330e64b227bf"
+    assert canonical_spec_hash(parse_execution_cell(demo.read_bytes()).spec) == known
 
 
 def test_blanks_order_and_written_defaults_do_not_matter() -> None:

@@ -54,7 +54,7 @@ def test_absent_members_are_null_save_for_a_few() -> None:
         ({"ingress": {"git": {}}}, {"git": {"url": None, "ref": None, "secretRef": None}, "ociImage": None}),
         (
             {"export": {"targets": [{"kind": "http", "name": "n", "baseUrl": "u"}]}},
-            {"targets": [{"kind": "http", "name": "n", "baseUrl": "u", "secretRef": None}], "artifacts": None},
+            {"artifacts": None, "targets": [{"kind": "http", "name": "n", "baseUrl": "u", "secretRef": None}]},
         ),
         (
             {"telemetry": {"channel": "vsock-cbor", "events": ["e"], "agentVersion": "1.0.0", "hostVsGuestFields": {"hostFields": []}}},
