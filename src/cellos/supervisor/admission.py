@@ -47,8 +47,8 @@ def check(spec: CellSpec) -> None:
 def program_check(prefixes: Sequence[str]) -> Callable[[Sequence[str]], None]:
     """What CELLOS_RUN_ARGV0_ALLOW_PREFIXES asks of a command: a program under one of the prefixes, which have no last slash.
 
-    A path with `..` is under none: with a link before it, it leads elsewhere than it says. Other links are the cell's own business: what its
-    /usr has is the host's, and nobody in it can write there. The answer raises ConfigError.
+    A path with `..` is under none: with a link before it, it leads elsewhere than it says. Other links are not looked at: nobody in a cell
+    can write to /usr. The answer raises ConfigError.
     """
 
     def require(argv: Sequence[str]) -> None:

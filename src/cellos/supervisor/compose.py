@@ -198,6 +198,7 @@ def execute(host: Host, order: Order) -> Finished:
             granted = trust.bounded(granted, host.trust)
             admission.admit(granted.document.spec, host.backend)
             stores.check()
+            check_output(config)
             require_room(host.state.spool)
             trust.count_cell(run, host.trust, lambda subject, most: _within_rate(host, subject, most))
             finished = _run_recorded(host, order, granted, run, stores, sinks)
@@ -406,6 +407,14 @@ def _open_session(listener: Listener, values: Mapping[str, str], seconds: Mappin
     from cellos.supervisor.secrets import SecretSession
 
     return SecretSession(listener, values, ttl_seconds=seconds, mode=mode, monotonic=time.monotonic).__enter__()
+
+
+def check_output(config: Config) -> None:
+    """Whether what the command writes can be kept. Raises ConfigError."""
+    if config.output_dir is not None:
+        from cellos.supervisor.output import check_directory
+
+        check_directory(config.output_dir)
 
 
 def _recorder(config: Config, run: RunIdentity, emitter: Emitter) -> Callable[[Iterable[str]], Recorder] | None:

@@ -22,6 +22,14 @@ PIECE_BYTES = 32 * 1024
 """Most of one event: as base64, and signed, still far below what an event may have."""
 
 
+def check_directory(path: str) -> None:
+    """To be called before a cell is created: whether files can be made there. Raises ConfigError."""
+    if not os.path.isdir(path):
+        raise ConfigError(f"CELLOS_OUTPUT_DIR: {path} is no directory; make it, or unset the variable")
+    if not os.access(path, os.W_OK | os.X_OK, effective_ids=True):
+        raise ConfigError(f"CELLOS_OUTPUT_DIR: no file can be made in {path}; make it writable, or unset the variable")
+
+
 class Masker:
     """Replaces secrets in a stream that comes in pieces."""
 

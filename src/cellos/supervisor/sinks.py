@@ -147,7 +147,11 @@ def _forwarder(config: Config, run: RunIdentity, fallbacks: list[Fallback], *, l
     if config.nats_url is None and not config.require_jetstream and not (look and default_server_listens()):
         if config.strict and look:
             fallbacks.append(
-                Fallback(variable="NATS_URL", value=DEFAULT_NATS_URL, reason="nothing listens there; events are not published")
+                Fallback(
+                    variable="NATS_URL",
+                    value=DEFAULT_NATS_URL,
+                    reason="nothing listens there, so events are not published; CELL_OS_USE_NOOP_SINK=1 says that this is meant",
+                )
             )
         return None
     from cellos.eventlog.forward import Forwarder

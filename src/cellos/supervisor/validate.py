@@ -14,7 +14,7 @@ from cellos.core.documents import ExecutionCell
 from cellos.errors import Unenforceable
 from cellos.eventlog.subject import read_subject_settings, resolve_subject
 from cellos.supervisor import admission, trust
-from cellos.supervisor.compose import read_signer, refuse_backend, refuse_broker, run_identity
+from cellos.supervisor.compose import check_output, read_signer, refuse_backend, refuse_broker, run_identity
 from cellos.supervisor.config import Config, Fallback, refuse_fallbacks
 
 
@@ -37,6 +37,7 @@ def summary(config: Config, document: ExecutionCell, *, path: str, digest: str, 
             for refusal in refused_anywhere(spec):
                 raise Unenforceable(field=refusal.field, why=refusal.why)
         targets.check()
+        check_output(config)
     subject = resolve_subject(read_subject_settings(config.environment), spec_id=run.spec_id, run_id=run.run_id, tenant_id=run.tenant_id)
     said = {
         "authorityKeysConfigured": config.authority_keys is not None,

@@ -227,7 +227,11 @@ class TestStrict:
     def test_none_where_it_is_by_default(self, scene: Scene) -> None:
         with scene.open(strict=True):
             assert scene.fallbacks == [
-                Fallback(variable="NATS_URL", value="nats://127.0.0.1:4222", reason="nothing listens there; events are not published")
+                Fallback(
+                    variable="NATS_URL",
+                    value="nats://127.0.0.1:4222",
+                    reason="nothing listens there, so events are not published; CELL_OS_USE_NOOP_SINK=1 says that this is meant",
+                )
             ]
 
     @pytest.mark.parametrize("config", [{"record_stays": True}, {"noop_sink": True}])
