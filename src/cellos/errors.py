@@ -12,6 +12,15 @@
     ├── SecretBrokerError      secret_broker         a secret could not be had; never holds a value
     ├── ExportError            export_sink           an artifact could not be read or delivered
     ├── LifecycleError         lifecycle             an illegal transition was attempted
+    ├── EventLogError          event_log             the event log did not do what it was asked for
+    │   ├── LogUnreachable     log_unreachable       there is no connection, or nobody answers: a write was not even sent
+    │   ├── OutcomeUnknown     outcome_unknown       a write was sent and not answered: settle it before it is told to anybody
+    │   ├── WrongSequence      wrong_sequence        another write came first: nothing of this one was stored
+    │   ├── DuplicateInBatch   duplicate_in_batch    a message id of the batch is in the log already: nothing of it was stored
+    │   ├── NoStream           no_stream             the stream does not exist, or is not one that can be used
+    │   ├── LogFull            log_full              the store has no room left
+    │   ├── MessageRefused     message_refused       this very message will never be taken
+    │   └── Rebuild            rebuild               what was read is not the beginning of what is there now: begin anew
     └── EvidenceError          evidence              a record of events does not verify
 
 The printed form is `<prefix>: <text>`; the prefixes are part of the contract that users grep for.
@@ -117,6 +126,57 @@ class ExportError(CellosError):
 class LifecycleError(CellosError):
     code = "lifecycle"
     prefix = "lifecycle"
+
+
+class EventLogError(CellosError):
+    code = "event_log"
+    prefix = "event log"
+
+
+class LogUnreachable(EventLogError):
+    """Nothing was written."""
+
+    code = "log_unreachable"
+
+
+class OutcomeUnknown(EventLogError):
+    """The write may be in the log, or come to it yet."""
+
+    code = "outcome_unknown"
+
+
+class WrongSequence(EventLogError):
+    """Nothing was written, unless it is the answer to a repeated write whose first one got through: `EventLog.settle` tells."""
+
+    code = "wrong_sequence"
+
+
+class DuplicateInBatch(EventLogError):
+    """Nothing of this batch was written; an earlier one with the same message ids was."""
+
+    code = "duplicate_in_batch"
+
+
+class NoStream(EventLogError):
+    code = "no_stream"
+
+
+class LogFull(EventLogError):
+    code = "log_full"
+
+
+class MessageRefused(EventLogError):
+    code = "message_refused"
+
+
+class Rebuild(EventLogError):
+    """Not a failure: the reader's owner drops what it has and reads from the beginning. `reason` is one of REBUILD_REASONS."""
+
+    code = "rebuild"
+
+    def __init__(self, text: str, *, reason: str) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class EvidenceError(CellosError):

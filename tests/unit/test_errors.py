@@ -25,6 +25,15 @@ PRINTED = {
     errors.ExportError("x"): ("export_sink", "export sink: x"),
     errors.LifecycleError("x"): ("lifecycle", "lifecycle: x"),
     errors.EvidenceError("x"): ("evidence", "evidence: x"),
+    errors.EventLogError("x"): ("event_log", "event log: x"),
+    errors.LogUnreachable("x"): ("log_unreachable", "event log: x"),
+    errors.OutcomeUnknown("x"): ("outcome_unknown", "event log: x"),
+    errors.WrongSequence("x"): ("wrong_sequence", "event log: x"),
+    errors.DuplicateInBatch("x"): ("duplicate_in_batch", "event log: x"),
+    errors.NoStream("x"): ("no_stream", "event log: x"),
+    errors.LogFull("x"): ("log_full", "event log: x"),
+    errors.MessageRefused("x"): ("message_refused", "event log: x"),
+    errors.Rebuild("x", reason="floor"): ("rebuild", "event log: x"),
 }
 
 
