@@ -17,10 +17,16 @@
     │   ├── OutcomeUnknown     outcome_unknown       a write was sent and not answered: settle it before it is told to anybody
     │   ├── WrongSequence      wrong_sequence        another write came first: nothing of this one was stored
     │   ├── DuplicateInBatch   duplicate_in_batch    a message id of the batch is in the log already: nothing of it was stored
+    │   ├── LogTooOld          log_too_old           the NATS server lacks what the event log needs
     │   ├── NoStream           no_stream             the stream does not exist, or is not one that can be used
     │   ├── LogFull            log_full              the store has no room left
     │   ├── MessageRefused     message_refused       this very message will never be taken
     │   └── Rebuild            rebuild               what was read is not the beginning of what is there now: begin anew
+    ├── FormationRejected      formation_rejected    a formation is not admitted; `problem` is what its sender reads
+    ├── ServerError            server                the control plane did not do what it was asked for
+    │   ├── ServerUnreachable  server_unreachable    nobody answers at its address
+    │   ├── ServerProblem      server_problem        it refused; `problem` says what is wrong, in the server's words
+    │   └── CursorExpired      cursor_expired        events after a cursor are gone: what was built from events is to be built anew
     └── EvidenceError          evidence              a record of events does not verify
 
 The printed form is `<prefix>: <text>`; the prefixes are part of the contract that users grep for.
@@ -28,6 +34,8 @@ Only a `main` turns these into exit codes; nothing logs and raises.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 
 class CellosError(Exception):
@@ -157,6 +165,10 @@ class DuplicateInBatch(EventLogError):
     code = "duplicate_in_batch"
 
 
+class LogTooOld(EventLogError):
+    code = "log_too_old"
+
+
 class NoStream(EventLogError):
     code = "no_stream"
 
@@ -170,13 +182,73 @@ class MessageRefused(EventLogError):
 
 
 class Rebuild(EventLogError):
-    """Not a failure: the reader's owner drops what it has and reads from the beginning. `reason` is one of REBUILD_REASONS."""
+    """Not a failure: the reader's owner drops what it has and reads from the beginning. `reason` is a word for programs."""
 
     code = "rebuild"
 
     def __init__(self, text: str, *, reason: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class ProblemDocument(Protocol):
+    """What a client is told of a refused request (`cellos.core.problem.Problem`)."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def detail(self) -> str: ...
+    def body(self) -> bytes: ...
+
+
+class FormationRejected(CellosError):
+    """A formation that is not admitted. `text` is the detail of its `problem`."""
+
+    code = "formation_rejected"
+    prefix = "formation rejected"
+
+    def __init__(self, problem: ProblemDocument) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+class ServerError(CellosError):
+    code = "server"
+    prefix = "server"
+
+
+class ServerUnreachable(ServerError):
+    """No answer. A write may have been done."""
+
+    code = "server_unreachable"
+
+
+class ServerProblem(ServerError):
+    """An answer that is a refusal. Match on `type`: `/problems/conflict`, …; the texts are for people."""
+
+    code = "server_problem"
+
+    def __init__(self, problem: ProblemDocument) -> None:
+        super().__init__(f"{problem.title}: {problem.detail}" if problem.detail else problem.title)
+        self.problem = problem
+        self.type = problem.type
+        self.title = problem.title
+        self.status = problem.status
+        self.detail = problem.detail
+
+
+class CursorExpired(ServerError):
+    """`oldest` is the first event that is still there, None where nobody knows; then the log was made anew, or will be."""
+
+    code = "cursor_expired"
+
+    def __init__(self, text: str, *, oldest: int | None) -> None:
+        super().__init__(text)
+        self.oldest = oldest
 
 
 class EvidenceError(CellosError):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cellos import errors
+from cellos.core.problem import problem
 from cellos.errors import ArgvTooLarge, CellosError, HostBackendError, InvalidSpec, MissingPrimitive, SpecSyntaxError, Unenforceable
 
 PRINTED = {
@@ -25,15 +26,21 @@ PRINTED = {
     errors.ExportError("x"): ("export_sink", "export sink: x"),
     errors.LifecycleError("x"): ("lifecycle", "lifecycle: x"),
     errors.EvidenceError("x"): ("evidence", "evidence: x"),
+    errors.FormationRejected(problem("formation/cycle", "x")): ("formation_rejected", "formation rejected: x"),
     errors.EventLogError("x"): ("event_log", "event log: x"),
     errors.LogUnreachable("x"): ("log_unreachable", "event log: x"),
     errors.OutcomeUnknown("x"): ("outcome_unknown", "event log: x"),
     errors.WrongSequence("x"): ("wrong_sequence", "event log: x"),
     errors.DuplicateInBatch("x"): ("duplicate_in_batch", "event log: x"),
+    errors.LogTooOld("x"): ("log_too_old", "event log: x"),
     errors.NoStream("x"): ("no_stream", "event log: x"),
     errors.LogFull("x"): ("log_full", "event log: x"),
     errors.MessageRefused("x"): ("message_refused", "event log: x"),
     errors.Rebuild("x", reason="floor"): ("rebuild", "event log: x"),
+    errors.ServerError("x"): ("server", "server: x"),
+    errors.ServerUnreachable("x"): ("server_unreachable", "server: x"),
+    errors.ServerProblem(problem("not-found", "x")): ("server_problem", "server: Not Found: x"),
+    errors.CursorExpired("x", oldest=1): ("cursor_expired", "server: x"),
 }
 
 
