@@ -27,6 +27,10 @@
     │   ├── ServerUnreachable  server_unreachable    nobody answers at its address
     │   ├── ServerProblem      server_problem        it refused; `problem` says what is wrong, in the server's words
     │   └── CursorExpired      cursor_expired        events after a cursor are gone: what was built from events is to be built anew
+    ├── SnapshotError          snapshot              a snapshot of the state cannot be used: read the log instead
+    │   ├── SnapshotDamaged    snapshot_damaged      not, or no longer, what was written
+    │   ├── SnapshotNewer      snapshot_newer        written by a later version of this program
+    │   └── SnapshotForeign    snapshot_foreign      of another log, or made with other keys
     └── EvidenceError          evidence              a record of events does not verify
 
 The printed form is `<prefix>: <text>`; the prefixes are part of the contract that users grep for.
@@ -35,7 +39,7 @@ Only a `main` turns these into exit codes; nothing logs and raises.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 
 class CellosError(Exception):
@@ -137,8 +141,11 @@ class LifecycleError(CellosError):
 
 
 class EventLogError(CellosError):
+    """`number` is JetStream's own of the error, 0 where it gave none."""
+
     code = "event_log"
     prefix = "event log"
+    number = 0
 
 
 class LogUnreachable(EventLogError):
@@ -191,27 +198,13 @@ class Rebuild(EventLogError):
         self.reason = reason
 
 
-class ProblemDocument(Protocol):
-    """What a client is told of a refused request (`cellos.core.problem.Problem`)."""
-
-    @property
-    def type(self) -> str: ...
-    @property
-    def title(self) -> str: ...
-    @property
-    def status(self) -> int: ...
-    @property
-    def detail(self) -> str: ...
-    def body(self) -> bytes: ...
-
-
 class FormationRejected(CellosError):
-    """A formation that is not admitted. `text` is the detail of its `problem`."""
+    """A formation that is not admitted. `problem` is a `cellos.core.problem.Problem`, a module above this one; `text` is its detail."""
 
     code = "formation_rejected"
     prefix = "formation rejected"
 
-    def __init__(self, problem: ProblemDocument) -> None:
+    def __init__(self, problem: Any) -> None:
         super().__init__(problem.detail)
         self.problem = problem
 
@@ -222,9 +215,13 @@ class ServerError(CellosError):
 
 
 class ServerUnreachable(ServerError):
-    """No answer. A write may have been done."""
+    """No answer. `sent`: the request may have arrived, and a write may have been done."""
 
     code = "server_unreachable"
+
+    def __init__(self, text: str, *, sent: bool = True) -> None:
+        super().__init__(text)
+        self.sent = sent
 
 
 class ServerProblem(ServerError):
@@ -232,7 +229,7 @@ class ServerProblem(ServerError):
 
     code = "server_problem"
 
-    def __init__(self, problem: ProblemDocument) -> None:
+    def __init__(self, problem: Any) -> None:
         super().__init__(f"{problem.title}: {problem.detail}" if problem.detail else problem.title)
         self.problem = problem
         self.type = problem.type
@@ -249,6 +246,25 @@ class CursorExpired(ServerError):
     def __init__(self, text: str, *, oldest: int | None) -> None:
         super().__init__(text)
         self.oldest = oldest
+
+
+class SnapshotError(CellosError):
+    """A snapshot of the state that cannot be used. `text` is a clause about it."""
+
+    code = "snapshot"
+    prefix = "cannot use the snapshot"
+
+
+class SnapshotDamaged(SnapshotError):
+    code = "snapshot_damaged"
+
+
+class SnapshotNewer(SnapshotError):
+    code = "snapshot_newer"
+
+
+class SnapshotForeign(SnapshotError):
+    code = "snapshot_foreign"
 
 
 class EvidenceError(CellosError):

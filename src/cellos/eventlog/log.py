@@ -1,0 +1,218 @@
+"""Writing to the event log, and looking into it: nothing has happened until the log has acknowledged it.
+
+A write ends in one of three ways: an Ack; an error after which nothing of it is in the log; or OutcomeUnknown, when the connection or the
+server went away between the two. `settle` turns the third, and the refusals that a repeated write gets, into one of the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from nats import errors as nats_errors
+from nats.aio.client import Client
+
+from cellos.errors import EventLogError, LogUnreachable, MessageRefused, NoStream, OutcomeUnknown
+from cellos.eventlog.api import API_SECONDS, NO_MESSAGE, STREAM, Ack, ask, read_ack, without_prefix
+from cellos.eventlog.batch import Message, batch_headers, headers, wire_size
+from cellos.eventlog.stored import Cursor, Stored
+from cellos.eventlog.stream import stream_info
+
+ACK_SECONDS = 5.0
+MAX_PAGE_MESSAGES = 1_000
+_NOT_SENT = (
+    nats_errors.OutboundBufferLimitError,
+    nats_errors.ConnectionClosedError,
+    nats_errors.ConnectionDrainingError,
+    nats_errors.ConnectionReconnectingError,
+)
+_ADDED = ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence")
+"""What a server adds to a message that it gives directly."""
+
+
+class EventLog:
+    """The log behind one connection; any number of tasks may use it at once."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        message_id: str,
+        expected_last: int | None = None,
+        expected_filter: str | None = None,
+        timeout: float = ACK_SECONDS,  # noqa: ASYNC109 (told to nats-py)
+    ) -> Ack:
+        """Write one event. A plain repetition within the duplicate window is answered with the first one's sequence.
+
+        Raises WrongSequence, LogFull, LogUnreachable, MessageRefused, NoStream: it was not written. OutcomeUnknown: settle it.
+        """
+        message = Message(
+            subject=subject, payload=payload, message_id=message_id, expected_last=expected_last, expected_filter=expected_filter
+        )
+        block = headers(message)
+        self._check_size(subject, block, payload)
+        return await self._commit(subject, payload, block, timeout)
+
+    async def publish_batch(
+        self,
+        messages: Sequence[Message],
+        *,
+        timeout: float = ACK_SECONDS,  # noqa: ASYNC109 (told to nats-py)
+    ) -> Ack:
+        """Write all of them or none: 1 to 1,000. The ack is that of the last.
+
+        Raises what `publish` raises, and DuplicateInBatch: a message id is in the log already (settle it if it may be ours).
+        """
+        blocks = batch_headers(messages, uuid.uuid4().hex)
+        for message, block in zip(messages, blocks, strict=True):
+            self._check_size(message.subject, block, message.payload)
+        for message, block in zip(messages[:-1], blocks, strict=False):
+            try:
+                await self._client.publish(message.subject, message.payload, headers=block)
+            except (nats_errors.Error, OSError) as error:  # without its commit a batch is nothing
+                raise LogUnreachable(f"{message.subject}: {without_prefix(error)}") from error
+        return await self._commit(messages[-1].subject, messages[-1].payload, blocks[-1], timeout)
+
+    async def last(self, subject_filter: str) -> Stored | None:
+        """The last message whose subject matches; None where there is none. Raises NoStream, LogUnreachable."""
+        return await self._get({"last_by_subj": subject_filter})
+
+    async def get(self, sequence: int) -> Stored | None:
+        """One message; None where it is not, or no longer, there. Raises NoStream, LogUnreachable."""
+        return await self._get({"seq": sequence})
+
+    async def settle(self, subject_filter: str, message_id: str) -> Ack | None:
+        """Whether the last message under the filter is ours: its Ack, or None: another was there first, or nothing arrived (yet).
+
+        For a batch, any of its messages tells. Raises NoStream, LogUnreachable.
+        """
+        found = await self.last(subject_filter)
+        return Ack(sequence=found.sequence, duplicate=True) if found is not None and found.message_id == message_id else None
+
+    async def tail(self) -> Cursor:
+        """The place after everything that is there now. Raises NoStream, LogUnreachable."""
+        info = await stream_info(self._client)
+        found = await self.get(info.last_seq) if info.messages else None
+        if found is None:
+            return Cursor(stream_created=info.created, sequence=info.last_seq, digest="")
+        return Cursor(stream_created=info.created, sequence=found.sequence, digest=found.digest)
+
+    async def read(self, after: int, limit: int, *, seconds: float = API_SECONDS) -> list[Stored]:
+        """The messages that follow sequence `after`, at most `limit` (and 1,000) of them. Leaves no consumer behind.
+
+        Raises NoStream, LogUnreachable.
+        """
+        if limit < 1:
+            return []
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        page: list[Stored] = []
+
+        async def take(message: Any) -> None:
+            found = message.headers or {}
+            if ended.done():
+                return
+            if "Nats-Sequence" in found:
+                page.append(_direct(found, message.data))
+            else:
+                ended.set_result(found.get("Status", ""))
+
+        inbox = self._client.new_inbox()
+        try:
+            subscription = await self._client.subscribe(inbox, cb=take)
+            try:
+                body = msgspec.json.encode({"seq": after + 1, "batch": min(limit, MAX_PAGE_MESSAGES)})
+                await self._client.publish(f"$JS.API.DIRECT.GET.{STREAM}", body, reply=inbox)
+                status = await asyncio.wait_for(ended, seconds)
+            finally:
+                await subscription.unsubscribe()
+        except (nats_errors.Error, OSError, TimeoutError) as error:
+            why = "no answer in time" if isinstance(error, TimeoutError) else without_prefix(error)
+            raise LogUnreachable(f"read {STREAM}: {why}") from error
+        if status == "503":
+            raise NoStream(f"read {STREAM}: nobody answers; is there such a stream, with allow_direct?")
+        if status not in {"204", "404"}:  # end of batch; nothing there
+            raise EventLogError(f"read {STREAM}: status {status[:20]!r}")
+        return page
+
+    async def _commit(self, subject: str, payload: bytes, block: dict[str, str], seconds: float) -> Ack:
+        try:
+            answer = await self._client.request(subject, payload, timeout=seconds, headers=block)
+        except nats_errors.NoRespondersError as error:
+            raise NoStream(f"{subject}: no stream takes it; is the stream {STREAM} there, and JetStream on?") from error
+        except _NOT_SENT as error:
+            raise LogUnreachable(f"{subject}: {without_prefix(error)}") from error
+        except (nats_errors.TimeoutError, nats_errors.StaleConnectionError, OSError) as error:
+            raise OutcomeUnknown(f"{subject}: {without_prefix(error)}; whether it was written is not known") from error
+        except nats_errors.Error as error:
+            raise MessageRefused(f"{subject}: {without_prefix(error)}") from error
+        return read_ack(answer.data, what=subject)
+
+    async def _get(self, query: dict[str, Any]) -> Stored | None:
+        try:
+            payload = await ask(self._client, f"STREAM.MSG.GET.{STREAM}", query)
+        except EventLogError as error:
+            if error.number == NO_MESSAGE:
+                return None
+            raise
+        return read_message(payload)
+
+    def _check_size(self, subject: str, block: dict[str, str], payload: bytes) -> None:
+        """Too large a message would make the server close the connection."""
+        size, most = wire_size(block, payload), self._client.max_payload
+        if size > most:
+            raise MessageRefused(f"{subject}: {size} bytes exceed what the NATS server takes (max_payload {most})")
+
+
+class _Message(Struct):
+    subject: str
+    seq: int
+    time: str
+    data: str = ""
+    hdrs: str = ""
+
+
+class _Got(Struct):
+    message: _Message
+
+
+_GOT = msgspec.json.Decoder(_Got)
+
+
+def read_message(payload: bytes) -> Stored:
+    """Of an answer to STREAM.MSG.GET."""
+    found = _GOT.decode(payload).message
+    return Stored(
+        sequence=found.seq,
+        subject=found.subject,
+        headers=binascii.a2b_base64(found.hdrs),
+        data=base64.b64decode(found.data),
+        time=nanoseconds(found.time),
+    )
+
+
+def _direct(found: Mapping[str, str], data: bytes) -> Stored:
+    own = "".join(f"{name}: {value}\r\n" for name, value in found.items() if name not in _ADDED)
+    return Stored(
+        sequence=int(found["Nats-Sequence"]),
+        subject=found["Nats-Subject"],
+        headers=f"NATS/1.0\r\n{own}\r\n".encode() if own else b"",
+        data=data,
+        time=nanoseconds(found["Nats-Time-Stamp"]),
+    )
+
+
+def nanoseconds(text: str) -> int:
+    """Since 1970, of a time as a NATS server writes it: RFC 3339 in UTC, up to nine places."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)
