@@ -16,7 +16,7 @@ from cellos.core.documents.execution_cell import API_VERSION, KIND
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
 from cellos.core.documents.shape import to_struct
 from cellos.core.documents.wording import given
-from cellos.core.formation.names import member_id_fault, shown
+from cellos.core.formation.names import MEMBER_ID_RULE, is_member_id, shown
 from cellos.core.problem import problem
 from cellos.errors import FormationRejected, InvalidSpec
 
@@ -56,8 +56,8 @@ def read_members(entries: Sequence[Mapping[str, Any]]) -> tuple[Member, ...]:
 
 def _read(entry: Mapping[str, Any], path: str) -> Member:
     name = entry["id"]
-    if fault := member_id_fault(name):
-        _refuse(name, f"{path}.id", f"the id of a member with a spec {fault}")
+    if not is_member_id(name):
+        _refuse(name, f"{path}.id", f"the id of a member with a spec {MEMBER_ID_RULE}")
     spec = _read_spec(entry["spec"], name, path)
     return Member(id=name, authorized_by=entry.get("authorizedBy"), spec=spec, pool=_pool(entry.get("pool"), spec, name, path))
 

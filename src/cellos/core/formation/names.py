@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
+from cellos.core.documents.identifiers import matches
 from cellos.core.documents.wording import quoted
 from cellos.core.problem import problem
 from cellos.errors import FormationRejected
 
 LONGEST_NAME = 253
-LONGEST_MEMBER_ID = 64
-"""A cell id is a UUID, a dot and a member id, and is itself an identifier of at most 128 characters."""
+MEMBER_ID_PATTERN = r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+"""A portable identifier, but of at most 64 characters: a cell id is a UUID, a dot and a member id, and has at most 128."""
+MEMBER_ID_RULE = "must match [A-Za-z0-9][A-Za-z0-9._-]{0,63} and must not contain '..'"
 
 NAME_PATTERN = r"(?![.-])[A-Za-z0-9._-]{1,253}(?<![.-])"
 """The same rules for readers of the JSON Schema."""
@@ -44,11 +45,9 @@ def _name_fault(name: str) -> str | None:
     return None
 
 
-def member_id_fault(member_id: str) -> str | None:
-    """Why a member with a spec cannot be called so."""
-    if not is_portable(member_id):
-        return PORTABLE_RULE
-    return f"must be at most {LONGEST_MEMBER_ID} bytes" if len(member_id) > LONGEST_MEMBER_ID else None
+def is_member_id(member_id: str) -> bool:
+    """Whether a member with a spec may be called so."""
+    return matches(MEMBER_ID_PATTERN, member_id)
 
 
 def shown(value: str) -> str:

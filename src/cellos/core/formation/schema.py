@@ -1,0 +1,130 @@
+"""The JSON Schema of formation documents in both shapes, so that editors and other languages check what we check.
+
+A member's spec is that of an ExecutionCell, generated from its structs. What relates members to each other (one coordinator, a tree, no
+cycle, narrowing) is beyond a schema.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cellos.core.documents import CellSpec
+from cellos.core.documents.identifiers import PORTABLE
+from cellos.core.documents.schema import DIALECT
+from cellos.core.formation.documents import API_VERSION, ENVELOPE, FLAT, KIND
+from cellos.core.formation.names import MEMBER_ID_PATTERN, NAME_PATTERN
+
+Schema = dict[str, Any]
+
+_TEXT: Schema = {"type": "string"}
+_OBJECT: Schema = {"type": "object"}
+_NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
+_MEMBER_ID: Schema = {"type": "string", "pattern": f"^{MEMBER_ID_PATTERN}$"}
+_KEPT_METADATA: Schema = {"labels": _OBJECT, "annotations": _OBJECT}
+
+
+def formation_schema() -> Schema:
+    """A document is flat or in kubectl style; either all members have a spec, or none has."""
+    _, definitions = msgspec.json.schema_components([CellSpec], ref_template="#/$defs/{name}")
+    # The struct's default stands for "absent"; a document cannot write it.
+    del definitions["Mount"]["properties"]["target"]["default"]
+    definitions["MemberSpec"] = _without_id(definitions.pop("CellSpec"))
+    return {
+        "$schema": DIALECT,
+        "title": "Formation",
+        "anyOf": [{"$ref": "#/$defs/FlatFormation"}, {"$ref": "#/$defs/KubectlFormation"}],
+        "$defs": {"FlatFormation": _flat(), "KubectlFormation": _kubectl(), **_members("id"), **_members("name"), **definitions},
+    }
+
+
+def _without_id(spec: Schema) -> Schema:
+    properties = {name: value for name, value in spec["properties"].items() if name != "id"}
+    return {
+        **spec,
+        "title": "MemberSpec",
+        "description": "The body of ExecutionCell.spec without `id`: the cell's is made of the formation's id and the member's.",
+        "properties": properties,
+        "required": [name for name in spec["required"] if name != "id"],
+    }
+
+
+def _flat() -> Schema:
+    return {
+        "title": "FlatFormation",
+        "description": "The form that is kept and shown. Members that are not named here are carried along.",
+        "type": "object",
+        "properties": {
+            "name": _NAME,
+            "coordinator": _TEXT,
+            "members": _list_of("id"),
+            "metadata": {
+                "description": "What is kept of the metadata of a document in kubectl style.",
+                "type": "object",
+                "properties": _KEPT_METADATA,
+                "minProperties": 1,
+                "additionalProperties": False,
+            },
+            **{name: False for name in ENVELOPE if name != "metadata"},
+        },
+        "required": list(FLAT),
+    }
+
+
+def _kubectl() -> Schema:
+    return {
+        "title": "KubectlFormation",
+        "type": "object",
+        "properties": {
+            "apiVersion": {"const": API_VERSION},
+            "kind": {"const": KIND},
+            "metadata": {
+                "type": "object",
+                "properties": {"name": _NAME, **_KEPT_METADATA},
+                "required": ["name"],
+                "additionalProperties": False,
+            },
+            "spec": {
+                "description": "Members that are not named here become members of the flat form.",
+                "type": "object",
+                "properties": {"coordinator": _TEXT, "members": _list_of("name"), "name": False, **dict.fromkeys(ENVELOPE, False)},
+                "required": ["coordinator", "members"],
+            },
+        },
+        "required": list(ENVELOPE),
+        "additionalProperties": False,
+    }
+
+
+def _list_of(key: str) -> Schema:
+    return {
+        "type": "array",
+        "minItems": 1,
+        "anyOf": [{"items": {"$ref": f"#/$defs/{title}"}} for title in _members(key)],
+    }
+
+
+def _members(key: str) -> dict[str, Schema]:
+    """A member with a spec and one without. `key` is what its id is called: `id`, or `name` in kubectl style."""
+    other: Schema = {"id": False} if key == "name" else {}
+    authorized_by = {"type": ["string", "null"], "description": "The id of the member above; absent for the coordinator alone."}
+    style = "Flat" if key == "id" else "Kubectl"
+    return {
+        f"{style}MemberWithSpec": {
+            "type": "object",
+            "properties": {
+                key: _MEMBER_ID,
+                "authorizedBy": authorized_by,
+                "spec": {"$ref": "#/$defs/MemberSpec"},
+                "pool": {"type": ["string", "null"], "pattern": f"^{PORTABLE}$"},
+                **other,
+            },
+            "required": [key, "spec"],
+        },
+        f"{style}Member": {
+            "type": "object",
+            "properties": {key: _TEXT, "authorizedBy": authorized_by, "spec": {"type": "null"}, **other},
+            "required": [key],
+        },
+    }
