@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -67,6 +68,12 @@ def ask_doctor() -> Doctor:
 def doctor() -> Doctor:
     """What the doctor says of this host."""
     return ask_doctor()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A shell's background job, or nohup, ignores some signals, and so would all that we start: what signals do is tested here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
