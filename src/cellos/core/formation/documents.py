@@ -86,24 +86,28 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _refuse_unwritable(value: object) -> None:
-    """Raises SpecSyntaxError for a number that could not be written again as it was read: no member is left unread by everybody."""
-    for path, found in _values(value, ""):
-        if isinstance(found, OutOfRange):
-            raise SpecSyntaxError(f"{path or 'the document'} is {found}, which no 64 bits hold", path=path)
-        if isinstance(found, float) and abs(found) == float("inf"):
-            raise SpecSyntaxError(f"{path or 'the document'} is a number that is too large", path=path)
+    """Raises SpecSyntaxError for a number that could not be written again as it was read."""
+    if (found := _unwritable(value)) is None:
+        return
+    fault, keys = found
+    path = ""
+    for key in keys:
+        path = f"{path}[{key}]" if isinstance(key, int) else member(path, key)
+    raise SpecSyntaxError(f"{path or 'the document'} is {fault}", path=path)
 
 
-def _values(value: object, path: str) -> Iterator[tuple[str, object]]:
-    """Every value that is no object or list, with its path. Documents nest at most 128 levels deep."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _values(inner, member(path, name))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from _values(inner, f"{path}[{index}]")
-    else:
-        yield path, value
+def _unwritable(value: object) -> tuple[str, tuple[str | int, ...]] | None:
+    """What is wrong with the first such number, and the keys that lead to it. Documents nest at most 128 levels deep."""
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            # Most values are text: looking at it here saves a call for each.
+            if not isinstance(inner, str) and (found := _unwritable(inner)) is not None:
+                return found[0], (key, *found[1])
+    elif isinstance(value, OutOfRange):
+        return f"{value}, which no 64 bits hold", ()
+    elif isinstance(value, float) and abs(value) == float("inf"):
+        return "a number that is too large", ()
+    return None
 
 
 # --- shape ------------------------------------------------------------------------------------------------------------------------------
