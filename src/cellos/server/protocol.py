@@ -1,0 +1,157 @@
+"""How uvicorn speaks HTTP and WebSocket for us: frames go out as they are, refusals are problems, and a request's head has its limits.
+
+Passed to uvicorn as `http` and `ws` of its Config. The application finds the way to its client in the scope's extension `cellos.outlet`,
+and a faulty WebSocket handshake in `cellos.handshake`: it shall be answered like any other request, the token first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio.transports import BaseTransport
+from collections.abc import Sequence
+from typing import Any, cast
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+
+from cellos.core.problem import problem
+from cellos.server.hub import CloseReason, Frame, text_frame
+from cellos.server.replies import CORS
+
+OUTLET = "cellos.outlet"
+HANDSHAKE = "cellos.handshake"
+HEAD_SECONDS = 10.0
+MAX_HEAD_BYTES = 32 << 10
+CLOSE_SECONDS = 5.0
+"""How long a client may take to answer a Close frame."""
+
+
+class EventProtocol(WebSocketsSansIOProtocol):
+    """A WebSocket that is also an `Outlet`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.close_timeout = CLOSE_SECONDS
+        self.conn = _Handshake(extensions=[], max_size=self.config.ws_max_size, logger=self.logger)
+
+    def handle_connect(self, event: Request) -> None:
+        """The task of the application does not run before the loop's next turn: the scope can still be added to."""
+        super().handle_connect(event)
+        extensions = cast("dict[str, Any]", self.scope["extensions"])
+        extensions[OUTLET] = self
+        extensions[HANDSHAKE] = cast("_Handshake", self.conn).refusal
+
+    def data_received(self, data: bytes) -> None:
+        """As the base; a request line that is not ASCII ends the connection without a traceback."""
+        try:
+            super().data_received(data)
+        except UnicodeError:
+            self.transport.abort()
+
+    def write(self, frames: Sequence[Frame], wire: bytes) -> None:
+        """Nothing is said about fragments to `conn`: these are whole messages."""
+        if not self.closed:
+            self.transport.write(wire)
+
+    def say(self, text: bytes) -> None:
+        """A message that is no event."""
+        if not self.closed:
+            self.transport.write(text_frame(text))
+
+    def close(self, why: CloseReason) -> None:
+        """A client that does not answer is cut off: it may have stopped reading, and then nothing would ever be flushed."""
+        if self.closed:
+            return
+        self.stop_keepalive()
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": why.code, "reason": why.reason})
+        self.conn.send_close(why.code, why.reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    @property
+    def waiting(self) -> int:
+        """What the kernel has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    @property
+    def closed(self) -> bool:
+        """Also on our side only."""
+        return self.close_sent or self.disconnected or self.transport.is_closing()
+
+    async def drained(self) -> None:
+        """By the flow control of uvicorn."""
+        await self.writable.wait()
+
+
+class _Handshake(ServerProtocol):
+    """Keeps why a handshake is faulty, instead of the library's answer to it."""
+
+    refusal: Response | None = None
+
+    def accept(self, request: Request) -> Response:
+        response = super().accept(request)
+        if response.status_code == 101:
+            return response
+        self.refusal = response
+        return Response(101, "", Headers({"Date": ""}))  # never sent: the application refuses
+
+
+class HeadProtocol(HttpToolsProtocol):
+    """HTTP/1.1 with a limit on the time and the size of a request's head, and a problem for what is no HTTP."""
+
+    _timer: asyncio.TimerHandle | None = None
+    _head = 0
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        """A client that sends nothing is a client that waits for its first request."""
+        super().connection_made(cast("asyncio.Transport", transport))
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head = 0
+        self._start_timer()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """A problem. Whether the token was right cannot be known."""
+        body = problem("bad-request", "not an HTTP request").body()
+        head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in CORS), b"content-type: application/problem+json"]
+        self.transport.write(b"\r\n".join([*head, b"content-length: %d" % len(body), b"connection: close", b"", body]))
+        self.transport.close()
+
+    def _count(self, length: int) -> None:
+        self._head += length
+        if self._head > MAX_HEAD_BYTES:
+            raise ValueError("head of the request too large")  # httptools makes it a parser error, answered with 400
+
+    def _start_timer(self) -> None:
+        self._stop_timer()
+        self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
