@@ -124,6 +124,8 @@ prepare() { # prepare runtime|dev
             install_packages --no-deps --no-build-isolation --force-reinstall "$source"
             rm -rf "$source"
         fi
+        # What builds is no part of what runs, and its start-up hook would be loaded by every command.
+        if [ "$lock" = runtime ]; then "$venv/bin/python" -m pip uninstall --quiet --yes --disable-pip-version-check setuptools >&2 || true; fi
         printf '%s\n' "$want" >"$venv/.installed-$lock"
         # The development lock holds the run-time lock.
         if [ "$lock" = dev ]; then fingerprint runtime >"$venv/.installed-runtime"; fi
