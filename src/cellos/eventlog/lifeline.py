@@ -1,0 +1,71 @@
+"""A program of its own: runs another one, and ends it when its own standard input ends, which is when whoever started it is gone.
+
+    python -I -S lifeline.py PROGRAM ARGUMENT…
+
+Asked to go, by end of file or SIGTERM, it lets the program end in order (SIGTERM) for GRACE_SECONDS, then kills it. If it is killed itself,
+the kernel kills the program: this process has one thread, so PR_SET_PDEATHSIG, which follows threads, can be relied on here.
+Exit code: the program's, 128 and the signal that ended it, 127 where it could not be started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import sys
+
+GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+class _Asked(Exception):
+    """SIGTERM."""
+
+
+def main(argv: list[str]) -> int:
+    def asked(*_: object) -> None:
+        raise _Asked
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    own = os.getpid()
+    program = os.fork()
+    if program == 0:
+        _become(libc, own, argv)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)  # its output ends when the program's does
+    os.dup2(null, 2)
+    ended = os.pidfd_open(program)
+    signal.signal(signal.SIGTERM, asked)
+    try:
+        select.select([0, ended], [], [])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    except _Asked:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGCONT, signal.SIGTERM):
+        signal.pidfd_send_signal(ended, number) if not _over(ended, 0) else None
+    if not _over(ended, GRACE_SECONDS):
+        signal.pidfd_send_signal(ended, signal.SIGKILL)
+    code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
+    return code if code >= 0 else 128 - code
+
+
+def _become(libc: ctypes.CDLL, parent: int, argv: list[str]) -> None:
+    """The program, or exit code 127."""
+    try:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == parent:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            os.execv(argv[0], argv)  # noqa: S606 (a list, no shell)
+    except OSError as error:
+        os.write(2, f"cannot start {argv[0]}: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _over(pidfd: int, seconds: float) -> bool:
+    return bool(select.select([pidfd], [], [], seconds)[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
