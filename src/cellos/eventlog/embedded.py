@@ -252,13 +252,12 @@ class EmbeddedNats:
         store = f"{self.directory}/store"
         os.makedirs(store, mode=0o700, exist_ok=True)
         self.max_store_bytes = max(0, _used_bytes(store) + _free_bytes(self.directory) - self._reserve())
-    X
         text = f"""host: "127.0.0.1"
 port: {self._port}
-ports_file_dir: {quoted(ports)}
+ports_file_dir: {_quoted(ports)}
 logtime: true
-jetstream {{ store_dir: {quoted(store)}, max_file_store: {max(1, self.max_store_bytes)}, sync_interval: "{self._sync_seconds:g}s" }}
-authorization {{ user: {quoted(self._user)}, password: {quoted(self._password)} }}
+jetstream {{ store_dir: {_quoted(store)}, max_file_store: {max(1, self.max_store_bytes)}, sync_interval: "{self._sync_seconds:g}s" }}
+authorization {{ user: {_quoted(self._user)}, password: {_quoted(self._password)} }}
 """
         _write_private(f"{self.directory}/nats.conf", text)
 
@@ -328,6 +327,11 @@ def _write_private(path: str, text: str) -> None:
         os.fchmod(descriptor, 0o600)
         file.write(text)
     os.replace(f"{path}.new", path)
+
+
+def _quoted(text: str) -> str:
+    """Of the configuration file: its strings are those of JSON, but for escapes of letters."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _read_holder(path: str) -> dict[str, object]:
