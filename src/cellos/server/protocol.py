@@ -106,6 +106,7 @@ class _Handshake(ServerProtocol):
 class HeadProtocol(HttpToolsProtocol):
     """HTTP/1.1 with a limit on the time and the size of a request's head, and a problem for what is no HTTP."""
 
+    most_connections = 1 << 20
     _timer: asyncio.TimerHandle | None = None
     _head = 0
 
@@ -113,6 +114,8 @@ class HeadProtocol(HttpToolsProtocol):
         """A client that sends nothing is a client that waits for its first request."""
         super().connection_made(cast("asyncio.Transport", transport))
         self._start_timer()
+        if len(self.connections) > self.most_connections:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -155,3 +158,8 @@ class HeadProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def limited_http(most_connections: int) -> type[HeadProtocol]:
+    """The protocol for a server that takes so many connections, WebSockets among them; further ones are cut off."""
+    return type("LimitedHeadProtocol", (HeadProtocol,), {"most_connections": most_connections})

@@ -21,6 +21,7 @@ from cellos.core.problem import event_store_unavailable
 from cellos.core.projection import Projection, Verify
 from cellos.errors import LogUnreachable
 from cellos.eventlog.log import EventLog
+from cellos.eventlog.reader import Reader
 from cellos.eventlog.stream import StreamInfo, stream_info
 from cellos.server.auth import Tokens
 from cellos.server.hub import Hub
@@ -29,7 +30,7 @@ from cellos.server.replies import Header, Refused
 APPLIED_SECONDS = 5.0
 RETRY_AFTER: tuple[Header, ...] = ((b"retry-after", b"2"),)
 Phase = Literal["alone", "starting", "replaying", "live", "disconnected"]
-"""`alone`: nobody reads a log; `starting`: there has been no connection to it yet; `replaying`: the lists are behind it."""
+"""`alone`: there is no log; `starting`: no connection to it yet; `replaying`: the lists are behind it; `disconnected`: they stand still."""
 _log = logging.getLogger("cellos.server.projector")
 
 
@@ -63,7 +64,9 @@ class ServerState:
         self.clock = clock
         self.hub = Hub()
         self.hub.start_at(self.projection.cursor)
-        self.phase: Phase = "alone"
+        self.following = False
+        """Somebody reads the log for us, or tries to."""
+        self.reader: Reader | None = None
         self.rebuilds = 0
         self._changes = 0
         self._epoch = os.urandom(6).hex()
@@ -84,6 +87,17 @@ class ServerState:
                 return await stream_info(self._client)
         except TimeoutError:
             raise LogUnreachable("STREAM.INFO: no answer in time") from None
+
+    @property
+    def phase(self) -> Phase:
+        """How the lists stand to the log."""
+        if not self.following:
+            return "alone" if self.log is None else "live"
+        if self.reader is None:
+            return "starting"
+        if not self.reader.connected:
+            return "disconnected"
+        return "live" if self.reader.caught_up.is_set() else "replaying"
 
     @property
     def cursor(self) -> int:

@@ -60,7 +60,7 @@ def test_bad_queries_for_events(served: Any, is_problem: Callable[..., None], qu
 
 
 def test_a_log_that_never_came_is_not_an_empty_one(served: Any, is_problem: Callable[..., None], caplog: pytest.LogCaptureFixture) -> None:
-    served.state.phase = "starting"
+    served.state.following = True
     answer = served.get("/v1/events")
     is_problem(answer, 503, "service-unavailable")
     assert answer.json()["detail"] == "Event store is temporarily unreachable; retry later"
