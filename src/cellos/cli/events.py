@@ -1,4 +1,4 @@
-"""`cellos events`: the record of a run, readable, with the verdict on its chain and its signatures.
+"""`cellos events`: the record of a run, readable, with the verdict on its chain and its signatures; or all events of a control plane.
 
 The record is read twice, once to check it and once to show it run by run: a place is remembered for each event, so that neither the length
 of a record nor runs that are interleaved in it cost much memory.
@@ -18,6 +18,7 @@ from typing import IO, Any
 import click
 
 from cellos.cli import timeline
+from cellos.cli.control_plane import server_options
 from cellos.core.events import parse_event
 from cellos.core.evidence.keys import Keyring
 from cellos.core.evidence.verify import MAX_LINE_BYTES, Fault, Report, RunReport, Verifier
@@ -40,6 +41,11 @@ Examples:
   cellos events audit.jsonl --json       every run in a file, one JSON object each
   ssh host cat audit.jsonl | cellos events -
   cellos events audit.jsonl --keys keys.json --require-signed
+  cellos events --follow                 what happens from now on, wherever it happens
+  cellos events --follow --since 0       and all that did
+
+--follow prints a line per event on a terminal; with --json or into a pipe, one JSON object {"seq", "event"} per line. A connection that is
+lost is made again, from the last event on: none is missing, none comes twice.
 
 Exit code: 0 when every run is complete and verified, 1 otherwise. A change to the very last event of an unsigned record shows
 only against its digest, noted elsewhere at the time: --head. Without --require-signed a record may also be unsigned throughout.
@@ -54,6 +60,10 @@ that are not given.
 @click.option("--keys", metavar="FILE", help="Check signatures with the public keys in FILE: a JSON object, key id to base64url.")
 @click.option("--hmac-keys", metavar="FILE", help="The same with shared keys, for events signed with HMAC.")
 @click.option("--require-signed", is_flag=True, help="An event that is not signed is a fault.")
+@click.option("-f", "--follow", "following", is_flag=True, help="Show the events of the control plane as they come, until Ctrl-C.")
+@click.option("--since", type=click.IntRange(0, (1 << 64) - 1), metavar="SEQ", help="With --follow: the events behind that one, too.")
+@click.option("--subject", metavar="FILTER", help="With --follow: events on these subjects only; * is one token, > the rest.")
+@server_options
 @click.pass_context
 def events(
     ctx: click.Context,
@@ -63,12 +73,25 @@ def events(
     keys: str | None,
     hmac_keys: str | None,
     require_signed: bool,
+    following: bool,
+    since: int | None,
+    subject: str | None,
+    server: str | None,
+    token_file: str | None,
 ) -> None:
     """Show what happened in a run, step by step, and check the record for changes.
 
     FILE is a file of events (JSON lines), RUN the id of a run of `cellos run` or its beginning, - the standard input. Without any of them:
     the latest run.
     """
+    if following:
+        if source or head or keys or hmac_keys or require_signed:
+            raise click.UsageError("--follow shows the events of a control plane: no file and no check of a record goes with it", ctx)
+        from cellos.cli.follow import follow
+
+        follow(server, token_file, since=since, subject=subject, as_json=as_json)
+    if any(option is not None for option in (since, subject, server, token_file)):
+        raise click.UsageError("--since, --subject, --server and --token-file go with --follow", ctx)
     if head is not None and (len(head) != 64 or not _HEX_DIGITS.issuperset(head)):
         raise click.UsageError("--head takes a sha256: 64 hex digits, lower case", ctx)
     demand = signatures(os.environ, keys=keys, hmac_keys=hmac_keys, require=require_signed)

@@ -31,6 +31,9 @@ class Verb(NamedTuple):
 VERBS = {
     "run": Verb("cellos.cli.run_command:run", "Run a command in a cell of its own, and keep evidence of it."),
     "events": Verb("cellos.cli.events:events", "Show what happened in a run, and check the record for changes."),
+    "get": Verb("cellos.cli.get:get", "Show the cells or formations of the control plane."),
+    "apply": Verb("cellos.cli.apply:apply", "Hand a formation to the control plane."),
+    "delete": Verb("cellos.cli.delete:delete", "End a formation."),
     "spool": Verb("cellos.cli.spool:spool", "List and send events that wait for NATS."),
     "doctor": Verb("cellos.cli.doctor:doctor", "Say whether this host can hold cells, and what to do if not."),
     "completion": Verb("cellos.cli.completion:completion", "Print the completion script of a shell."),

@@ -53,12 +53,17 @@ _SIGNED = {"unchecked": "not checked: no keys given (--keys)", "broken": "but th
 
 def event_lines(event: Event, start_ns: int | None) -> Iterator[str]:
     """One event: a line, and where it says more than fits one, some that are indented below it."""
-    label, describe = DESCRIBED.get(event.type, (_generic_label(event.type), _generic))
-    first, *more = list(describe(event.members)) or [""]
+    label, first, *more = described(event)
     yield f"{_since(event, start_ns):>14}  {label:<13}  {first}".rstrip()
     for line in more:
         for part in textwrap.wrap(line, DETAIL_WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
             yield f"{'':14}  {'':13}  {part}"
+
+
+def described(event: Event) -> list[str]:
+    """A label for an event, the most important of it (perhaps nothing), and further lines."""
+    label, describe = DESCRIBED.get(event.type, (_generic_label(event.type), _generic))
+    return [label, *(list(describe(event.members)) or [""])]
 
 
 def verdict(report: RunReport) -> str:
