@@ -121,7 +121,7 @@ def read(snapshot: bytes, *, stream_created: str | None = None, keys: str = "") 
             formations=_rows(groups, header.formations, _decode_formations),
             names=_rows(groups, header.names, _decode_names),
         )
-    except (msgspec.DecodeError, struct.error) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, struct.error) as error:
         raise SnapshotDamaged(f"its rows cannot be read: {error}") from error
     share_texts(contents.cells)
     return Projection(contents), header.position
@@ -139,7 +139,7 @@ def _front(snapshot: bytes) -> tuple[Header, int]:
     end = _PREFIX.size + length
     try:
         return _header(snapshot[_PREFIX.size : end]), end
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SnapshotDamaged(f"its header cannot be read: {error}") from error
 
 
