@@ -23,6 +23,7 @@ from msgspec import Struct
 from nats import errors as nats_errors
 from nats.aio.client import Client
 from nats.aio.client import Server as PoolServer
+from nats.aio.msg import Msg
 
 from cellos.errors import ConfigError, LogTooOld, os_error_text
 from cellos.eventlog.nats_url import DEFAULT_URL, Server, read_servers
@@ -177,6 +178,12 @@ class LogClient(Client):
         self.settings = settings
         self._by_address = {f"{server.host}:{server.port}".lower(): server for server in settings.servers}
 
+    async def request(self, *given: Any, **options: Any) -> Msg:
+        """As theirs, which would remember for ever each request that it could not send."""
+        if not self.is_connected:
+            raise nats_errors.OutboundBufferLimitError
+        return await super().request(*given, **options)
+
     # What follows overrides private methods of nats-py; tests/integration/eventlog/test_connect.py holds each to a real server.
 
     def _server(self) -> Server:
@@ -220,6 +227,7 @@ class LogClient(Client):
         for answer in list(self._resp_map.values()):
             if not answer.done():
                 answer.set_exception(nats_errors.StaleConnectionError())
+                answer.exception()  # some have nobody left who waits
         await super()._attempt_reconnect()
 
 

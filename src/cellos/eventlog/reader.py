@@ -99,7 +99,10 @@ class Reader:
         return self._batch.pop()
 
     async def read(self) -> list[Stored]:
-        """The next messages, at least one. May be cancelled without loss. Raises Rebuild, after which the reader is of no use any more."""
+        """The next messages, at least one. May be cancelled without loss (but then connects anew where it had not yet).
+
+        Raises Rebuild, after which the reader is of no use any more.
+        """
         attempt = 0
         while True:
             try:
@@ -182,6 +185,11 @@ class Reader:
         self._told = text
 
 
+def pull_bytes(max_payload: int) -> int:
+    """How much one pull may bring: some messages, of whatever size the server takes."""
+    return max(PULL_BYTES, 2 * max_payload)
+
+
 class _Made(Struct):
     name: str
     num_pending: int = 0
@@ -208,7 +216,7 @@ class _Session:
         """Raises EventLogError."""
         session = cls()
         session.link = await open_link(settings, server, name=name, on_items=session._hear, on_end=session._changed.set)
-        session._pull_bytes = max(PULL_BYTES, 2 * session.link.info.max_payload)
+        session._pull_bytes = pull_bytes(session.link.info.max_payload)
         return session
 
     async def info(self) -> StreamInfo:
