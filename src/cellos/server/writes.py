@@ -52,26 +52,22 @@ async def create(state: ServerState, formation: Formation, key: str | None) -> s
     """
     formation_id = str(uuid.uuid4()) if key is None else id_of_key(key)
     log = state.required_log()
-    if key is not None and await _is_repeated(state, log, formation_id, formation):
-        return formation_id
-    use = state.projection.name(formation.name)
-    if use.holder is not None and not await _has_ended(state, log, use.holder):
-        raise Refused(name_taken(formation.name, use.holder))
-    expected = use.sequence
+    holder, expected = state.projection.name(formation.name)
     for _ in range(ATTEMPTS):
-        try:
-            ack = await _commit(log, _admission(state, formation_id, formation, key, expected))
-        except _Lost:
-            if key is not None and await _is_repeated(state, log, formation_id, formation):
+        if holder is None or await _has_ended(state, log, holder):
+            try:
+                ack = await _commit(log, _admission(state, formation_id, formation, key, expected))
+            except _Lost:
+                holder = None
+            else:
+                await state.applied(ack.sequence)
                 return formation_id
-            reservation = await log.last(name_subject(formation.name))
-            holder = _holder(reservation)
-            if holder is not None and not await _has_ended(state, log, holder):
-                raise Refused(name_taken(formation.name, holder)) from None
-            expected = reservation.sequence if reservation is not None else 0
-        else:
-            await state.applied(ack.sequence)
+        if key is not None and await _is_repeated(state, log, formation_id, formation):
             return formation_id
+        if holder is not None:
+            raise Refused(name_taken(formation.name, holder))
+        reservation = await log.last(name_subject(formation.name))
+        holder, expected = _holder(reservation), reservation.sequence if reservation is not None else 0
     raise unavailable("too many writers of this name at once; retry later")
 
 
@@ -105,15 +101,15 @@ def _admission(state: ServerState, formation_id: str, formation: Formation, key:
 
 async def _is_repeated(state: ServerState, log: EventLog, formation_id: str, formation: Formation) -> bool:
     """Whether the formation is in the log already. Raises Refused where it is another one than is asked for."""
-    if state.projection.formation(formation_id) is None:
-        last = await log.last(subjects_of(formation_id))
-        if last is None:
-            return False
-        await state.applied(last.sequence)
-    record = _record(state, formation_id)
-    if record is None:
+    admitted = await log.last(subject_of(formation_id, "created"))
+    if admitted is None:
         return False
-    if record.name != formation.name or record.document != formation.document:
+    await state.applied(admitted.sequence)
+    try:
+        document = parse_event(admitted.data).members.get("document")
+    except EvidenceError:
+        document = None
+    if document != formation.document:
         raise Refused(problem_of_status(422, f"this Idempotency-Key was used for another document: formation {formation_id}"))
     return True
 
