@@ -184,6 +184,11 @@ class LogClient(Client):
             raise nats_errors.OutboundBufferLimitError
         return await super().request(*given, **options)
 
+    def hang_up(self) -> None:
+        """After `close`, which closes nothing of a connection that was not made to its end."""
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+
     # What follows overrides private methods of nats-py; tests/integration/eventlog/test_connect.py holds each to a real server.
 
     def _server(self) -> Server:
@@ -284,8 +289,9 @@ async def connect(
             pending_size=0,  # while there is no connection, nothing is taken
             no_echo=True,
         )
-    except asyncio.CancelledError:
+    except BaseException:
         await client.close()
+        client.hang_up()
         raise
     told = ""
     return client
