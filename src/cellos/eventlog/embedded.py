@@ -4,7 +4,8 @@ It listens on loopback only, on a port that the system chose, and takes only the
 process owns a store at a time. It ends with its owner, however that ends, and is started again when it ends by itself, or when its store
 failed: after "no space left on device" a NATS server writes nothing until it is started again.
 
-    directory/lock           flock; says who holds it
+    directory/lock           flock of the owner; says who it is
+              store.lock     flock of owner and server
               user.json      name and password
               nats.conf      written at each start
               store/         what it keeps
@@ -67,7 +68,8 @@ class EmbeddedNats:
         self._reserve_bytes = reserve_bytes
         self._port = port
         self._on_trouble = on_trouble
-        self._lock: int | None = None
+        self._owner_lock: int | None = None
+        self._store_lock: int | None = None
         self._user = self._password = ""
         self._process: asyncio.subprocess.Process | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -113,13 +115,12 @@ class EmbeddedNats:
         program = server_program()
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
-            await self._take_lock()
+            await self._take_locks()
             self._user, self._password = _credentials(f"{self.directory}/user.json")
-        except OSError as error:
-            self._release_lock()
-            raise ConfigError(f"NATS store {self.directory}: {os_error_text(error)}") from error
-        try:
             await self._launch(program)
+        except OSError as error:
+            await self.stop()
+            raise ConfigError(f"NATS store {self.directory}: {os_error_text(error)}") from error
         except BaseException:
             await self.stop()
             raise
@@ -133,7 +134,7 @@ class EmbeddedNats:
             with contextlib.suppress(asyncio.CancelledError):
                 await keeper
         await self._end()
-        self._release_lock()
+        self._release_locks()
 
     async def restart(self) -> None:
         """Stop and start; the address stays."""
@@ -183,7 +184,7 @@ class EmbeddedNats:
         shutil.rmtree(ports, ignore_errors=True)
         os.mkdir(ports, 0o700)
         self._write_config(ports)
-        assert self._lock is not None
+        assert self._store_lock is not None
         # Isolated and without site packages: it starts in a third of the time, and reads nothing of the user's.
         command = [sys.executable, "-I", "-S", lifeline.__file__, program, "-c", f"{self.directory}/nats.conf"]
         self._store_failed.clear()
@@ -194,7 +195,7 @@ class EmbeddedNats:
             stderr=asyncio.subprocess.STDOUT,
             cwd=self.directory,
             start_new_session=True,  # ^C in a terminal is for its owner, who still needs it
-            pass_fds=(self._lock,),  # whoever comes next waits until the last of them is gone
+            pass_fds=(self._store_lock,),  # whoever comes next waits until the last of them is gone
         )
         self.starts += 1
         self._reader = asyncio.create_task(self._read_log(self._process))
@@ -267,30 +268,26 @@ authorization {{ user: {_quoted(self._user)}, password: {_quoted(self._password)
         found = os.statvfs(self.directory)
         return min(LARGEST_RESERVE, found.f_blocks * found.f_frsize // 10)
 
-    async def _take_lock(self) -> None:
-        """Raises ConfigError, which says who holds it."""
-        path = f"{self.directory}/lock"
-        self._lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    async def _take_locks(self) -> None:
+        """Raises ConfigError, which says who holds the store."""
+        owner = f"{self.directory}/lock"
+        self._owner_lock = os.open(owner, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if not _lock(self._owner_lock):
+            raise ConfigError(f"the NATS store {self.directory} is in use by {_holder(owner)}; stop it, or use another directory")
+        os.ftruncate(self._owner_lock, 0)
+        os.pwrite(self._owner_lock, json.dumps({"pid": os.getpid(), "program": os.path.basename(sys.argv[0] or "python")}).encode(), 0)
+        self._store_lock = os.open(f"{self.directory}/store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         deadline = time.monotonic() + STOP_SECONDS
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                holder = _read_holder(path)
-                # A server whose owner was killed goes within moments.
-                if _lives(holder.get("pid")) or time.monotonic() > deadline:
-                    self._release_lock()
-                    who = f"process {holder.get('pid')} ({holder.get('program')})" if holder else "another process"
-                    raise ConfigError(f"the NATS store {self.directory} is in use by {who}; stop it or use another directory") from error
-                await asyncio.sleep(_POLL_SECONDS)
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, json.dumps({"pid": os.getpid(), "program": os.path.basename(sys.argv[0] or "python")}).encode(), 0)
+        while not _lock(self._store_lock):  # by the server of an owner that was killed; it goes within moments
+            if time.monotonic() > deadline:
+                raise ConfigError(f"the NATS store {self.directory} is in use by a nats-server that does not end; kill it")
+            await asyncio.sleep(_POLL_SECONDS)
 
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _release_locks(self) -> None:
+        for descriptor in (self._store_lock, self._owner_lock):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._store_lock = self._owner_lock = None
 
     def _tell(self, text: str) -> None:
         if self._on_trouble is not None:
@@ -334,17 +331,21 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _read_holder(path: str) -> dict[str, object]:
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(path: str) -> str:
     try:
         with open(path) as file:
             found = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _lives(pid: object) -> bool:
-    return isinstance(pid, int) and os.path.exists(f"/proc/{pid}")
+            return f"process {found['pid']} ({found['program']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def _port(path: str) -> int | None:
