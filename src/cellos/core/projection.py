@@ -35,6 +35,8 @@ MAX_CELL_BYTES = 4096
 MAX_DEPTH = 128
 """Of a formation's document. What a reader can take depends on how deep it is itself; this much all of them can."""
 
+_MILLISECOND = 1_000_000
+
 
 class ApplyOutcome(NamedTuple):
     """What became of a message. `reason` is a clause about it, empty where it was applied."""
@@ -111,8 +113,8 @@ class Projection:
         """All that is known now. It costs a copy of the lists of rows, not of the rows."""
         return Contents(
             cursor=self.cursor,
-            cells=[self._cells[id] for id in self._ids],
-            formations=[self._formations[id] for id in self._formation_ids],
+            cells=list(map(self._cells.__getitem__, self._ids.after(None, None))),
+            formations=list(map(self._formations.__getitem__, self._formation_ids.after(None, None))),
             names=list(self._names.values()),
         )
 
@@ -203,7 +205,7 @@ class Projection:
     ) -> ApplyOutcome:
         kind, event, envelope = message
         mark = None if verify is None else signature_of(envelope, verify)
-        last = _nanoseconds(event.time) if stored_ns is None else stored_ns
+        last = (_nanoseconds(event.time) if stored_ns is None else stored_ns) // _MILLISECOND
         if kind == "cell":
             return self._apply_cell(event, last, mark)
         if kind == "name":
@@ -344,16 +346,17 @@ class Projection:
             self._oldest = last
 
     def drop_before(self, unix_ns: int) -> int:
-        """Forget every record and reservation whose last event is from before that time. Gives how many there were.
+        """Forget every record and reservation whose last event is from before that time, to the millisecond. Gives how many there were.
 
         This is the rule that the log forgets by. Called with the same times, a projection that lived through all of it holds what one that
         read the rest of the log holds.
         """
-        if self._oldest is not None and self._oldest >= unix_ns:
+        first = unix_ns // _MILLISECOND
+        if self._oldest is not None and self._oldest >= first:
             return 0
-        cells = [row for row in self._cells.values() if row.last < unix_ns]
-        formations = [row for row in self._formations.values() if row.last < unix_ns]
-        names = [row for row in self._names.values() if row.last < unix_ns]
+        cells = [row for row in self._cells.values() if row.last < first]
+        formations = [row for row in self._formations.values() if row.last < first]
+        names = [row for row in self._names.values() if row.last < first]
         for cell in cells:
             del self._cells[cell.id]
             self._ids.remove(cell.id)

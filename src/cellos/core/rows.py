@@ -32,7 +32,10 @@ class FormationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CellRow(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A cell. `since` is what `core.cell.CellHistory` has, `last` the time of the newest event in nanoseconds, by which it is forgotten."""
+    """A cell. `since` is what `core.cell.CellHistory` has, `last` the time of the newest event, by which it is forgotten.
+
+    `last` is in milliseconds: in nanoseconds it would be an integer of the next size.
+    """
 
     id: str
     line: bytes
@@ -132,4 +135,5 @@ def share_texts(rows: list[CellRow]) -> None:
 
 
 def _marked(line: bytes, mark: Signature | None) -> bytes:
-    return line if mark is None else b'%s,"signature":"%s"}' % (line[:-1], mark.encode())
+    """A copy: what the encoder gives holds on to the buffer that it was written in, which is half as long again."""
+    return b"".join((line, b"") if mark is None else (line[:-1], b',"signature":"', mark.encode(), b'"}'))
