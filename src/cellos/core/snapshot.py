@@ -1,6 +1,6 @@
 """A projection as bytes: what a server writes down, so that its next start need not read the whole log.
 
-    magic 8 | format 4 | header length 4 | header | body length 8 | sha256 of all that stands before it and of the body 32 | body
+    magic 8 | format 4 | header length 4 | header | body length 8 | sha256 of magic to header and of the body 32 | body
 
 Numbers are big-endian. The header says which log it is of, and where in it; `read_header` needs no more. The body is groups of rows in
 MessagePack, each with its length before it. `FORMAT` counts up with every change of the bytes and also of what a projection makes of a

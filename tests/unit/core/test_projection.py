@@ -356,11 +356,11 @@ class TestLists:
                     for record in records
                     if state in {None, record.state} and formation in {None, record.formation_id}
                 ]
-                assert projection.cells(state=state, formation=formation) == Page(expected, None)  # type: ignore[arg-type]
+                assert projection.cells(state=state, formation=formation) == Page(expected, None)
                 pages: list[bytes] = []
                 after: str | None = None
                 while True:
-                    page = projection.cells(state=state, formation=formation, after=after, limit=limit)  # type: ignore[arg-type]
+                    page = projection.cells(state=state, formation=formation, after=after, limit=limit)
                     assert len(page.parts) <= limit
                     pages += page.parts
                     if page.next is None:

@@ -51,8 +51,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sorted_ids, "_HALF", 2)
 
 
-class TestSortedIds(Machine.TestCase):  # type: ignore[misc]
-    pass
+TestSortedIds = Machine.TestCase
 
 
 @given(st.permutations([f"{number:04}" for number in range(200)]))
