@@ -33,15 +33,10 @@ def follow(server: str | None, token_file: str | None, *, since: int | None, sub
                     sys.stdout.write(f"{show(entry)}\n")
                     sys.stdout.flush()
             except CursorExpired as error:
-                cursor = restart(error.oldest, cursor or 0)
+                cursor = max(0, (error.oldest or 1) - 1)
                 if cursor == before:
                     raise  # it would for ever
                 _say(f"{error.text}; going on from there")
-
-
-def restart(oldest: int | None, cursor: int) -> int:
-    """The cursor to go on from, where events behind `cursor` are gone: before the oldest, or before all of a log that was made anew."""
-    return oldest - 1 if oldest is not None and oldest > cursor else 0
 
 
 def json_line(entry: Entry) -> str:

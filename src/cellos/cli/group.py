@@ -31,6 +31,7 @@ class Verb(NamedTuple):
 VERBS = {
     "run": Verb("cellos.cli.run_command:run", "Run a command in a cell of its own, and keep evidence of it."),
     "events": Verb("cellos.cli.events:events", "Show what happened in a run, and check the record for changes."),
+    "up": Verb("cellos.cli.up:up", "Start a control plane on this machine."),
     "get": Verb("cellos.cli.get:get", "Show the cells or formations of the control plane."),
     "apply": Verb("cellos.cli.apply:apply", "Hand a formation to the control plane."),
     "delete": Verb("cellos.cli.delete:delete", "End a formation."),

@@ -22,6 +22,8 @@ GOES_ON_ELSEWHERE = 4410
 POLICY = 1008
 NOT_YET = "no upstream broker configured"
 """Reason of a close 1008 that is no refusal: the server has no NATS at the moment."""
+CANNOT_SUBSCRIBE = "subscribe failed"
+"""Another one: the subject is wrong, or the log could not be read just then."""
 _LONGEST_TEXT = 500
 _HYPHENATED = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _ID = re.compile(rf"[0-9a-f]{{32}}|{_HYPHENATED}|\{{{_HYPHENATED}\}}|urn:uuid:{_HYPHENATED}", re.IGNORECASE)
@@ -106,13 +108,13 @@ def read_frame(frame: bytes) -> Entry | Expired:
         return expired
 
 
-def after_close(code: int | None, reason: str, *, cursor: int, expired: Expired | None) -> CellosError:
+def after_close(code: int | None, reason: str, *, cursor: int, expired: Expired | None, subject_is_right: bool) -> CellosError:
     """What the end of a stream of events means; ServerUnreachable where another connection may go on at the cursor."""
     if code == GOES_ON_ELSEWHERE:
         oldest = expired.oldest_seq if expired is not None else None
         what = f"the oldest that is left is {oldest}" if oldest is not None and oldest > cursor else "the log was made anew"
         return CursorExpired(f"no events follow {cursor}: {what}", oldest=oldest)
-    if code == POLICY and reason != NOT_YET:
+    if code == POLICY and reason != NOT_YET and not (reason == CANNOT_SUBSCRIBE and subject_is_right):
         return ServerError(f"/ws/events was closed: {reason or 'no reason given'}")
     why = f"closed with {code}" if code is not None else "lost"
     return ServerUnreachable(f"the stream of events was {why}{f' ({reason})' if reason else ''}")

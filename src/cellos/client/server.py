@@ -152,17 +152,17 @@ class Server:
         and where the server refuses, ServerUnreachable or ServerProblem is raised. CursorExpired: events that should have come are gone.
         """
         cursor = self.end() if since is None else since
-        pause, lost, was_open, why = 0.0, False, False, ""
+        pause, lost, was_open, came, why = 0.0, False, False, False, ""
         while True:
             opened = time.monotonic()
             try:
-                for entry in self._frames(cursor, subject):
+                for entry in self._frames(cursor, subject, subject_is_right=subject is None or came):
                     was_open = True
                     if lost:
                         note(f"connected to {self.address.url} again")
                         lost = False
                     if entry is not None and entry.seq > cursor:
-                        cursor, pause = entry.seq, 0.0
+                        cursor, pause, came = entry.seq, 0.0, True
                         yield entry
             except ServerUnreachable as error:
                 if not was_open:
@@ -236,7 +236,7 @@ class Server:
     def _unreachable(self, error: Exception, *, sent: bool = True) -> ServerUnreachable:
         return ServerUnreachable(f"no answer from {self.address.url}: {fault_text(error)}", sent=sent)
 
-    def _frames(self, cursor: int, subject: str | None) -> Iterator[Entry | None]:
+    def _frames(self, cursor: int, subject: str | None, *, subject_is_right: bool) -> Iterator[Entry | None]:
         """None when the connection is open, then what it brings. It ends with an error: ServerUnreachable where it was lost."""
         from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
         from websockets.sync.client import connect
@@ -277,7 +277,7 @@ class Server:
             raise ServerProblem(problem) from error
         except ConnectionClosed as error:
             code, reason = (None, "") if error.rcvd is None else (error.rcvd.code, error.rcvd.reason)
-            raise after_close(code, reason, cursor=cursor, expired=expired) from error
+            raise after_close(code, reason, cursor=cursor, expired=expired, subject_is_right=subject_is_right) from error
         except (OSError, InvalidHandshake, EOFError) as error:
             raise self._unreachable(error) from error
 

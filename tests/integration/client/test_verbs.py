@@ -42,17 +42,19 @@ class Shell:
 
     def __call__(self, *arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
         """Into pipes."""
-        with self.start(*arguments, stdin=subprocess.PIPE, **variables) as process:
+        with self.start(*arguments, stdin=subprocess.PIPE, variables=variables) as process:
             out, err = process.communicate(text, timeout=60)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
-    def start(self, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE, **variables: str) -> Any:
-        return self.commands.start("cellos", *arguments, variables=self.variables | variables, stdin=stdin, stdout=stdout)
+    def start(
+        self, *arguments: str, stdin: int = subprocess.DEVNULL, stdout: int = subprocess.PIPE, variables: dict[str, str] | None = None
+    ) -> Any:
+        return self.commands.start("cellos", *arguments, variables=self.variables | (variables or {}), stdin=stdin, stdout=stdout)
 
     def on_a_terminal(self, *arguments: str, **variables: str) -> tuple[int, str, str]:
         """Exit code, what the terminal shows, and standard error."""
         ours, theirs = pty.openpty()
-        with self.start(*arguments, stdout=theirs, **variables) as process:
+        with self.start(*arguments, stdout=theirs, variables=variables) as process:
             os.close(theirs)
             shown = b""
             try:
@@ -157,7 +159,7 @@ class TestApply:
         (sent,) = plane.seen
         assert (sent.method, sent.target) == ("POST", "/v1/formations")
         assert json.loads(sent.body) == {"name": "demo", "coordinator": "a", "members": [{"id": "a"}]}
-        assert UUID(sent.headers["idempotency-key"])
+        assert UUID(sent.headers["idempotency-key"]).version == 7
 
     def test_json_from_standard_input(self, plane: Any, cellos: Shell) -> None:
         plane.answers = [lambda _: JSONResponse(MADE, 201)]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellos.cli.follow import json_line, restart, text_line
+from cellos.cli.follow import json_line, text_line
 from cellos.client.answers import Entry
 from cellos.core.events import PREFIX
 
@@ -83,8 +83,3 @@ class TestJson:
         assert "\n" not in line
         assert "\r" not in line
         assert json.loads(line) == {"seq": 7, "event": value}
-
-
-@pytest.mark.parametrize(("oldest", "cursor", "start"), [(9, 3, 8), (4, 3, 3), (1, 0, 0), (1, 3, 0), (3, 3, 0), (None, 3, 0)])
-def test_where_to_go_on(oldest: int | None, cursor: int, start: int) -> None:
-    assert restart(oldest, cursor) == start

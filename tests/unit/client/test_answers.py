@@ -110,31 +110,35 @@ class TestFrames:
 
 class TestClose:
     def test_the_cursor_is_below_the_floor(self) -> None:
-        error = after_close(4410, "retention-exhausted", cursor=3, expired=expired(9))
+        error = after_close(4410, "retention-exhausted", cursor=3, expired=expired(9), subject_is_right=False)
         assert isinstance(error, CursorExpired)
         assert (error.oldest, error.text) == (9, "no events follow 3: the oldest that is left is 9")
 
     @pytest.mark.parametrize("last", [None, expired(None), expired(1)])
     def test_the_stream_is_another(self, last: Expired | None) -> None:
-        error = after_close(4410, "retention-exhausted", cursor=3, expired=last)
+        error = after_close(4410, "retention-exhausted", cursor=3, expired=last, subject_is_right=False)
         assert isinstance(error, CursorExpired)
         assert error.text == "no events follow 3: the log was made anew"
 
     def test_a_refusal(self) -> None:
-        error = after_close(1008, "subscribe failed", cursor=0, expired=None)
+        error = after_close(1008, "subscribe failed", cursor=0, expired=None, subject_is_right=False)
         assert type(error) is ServerError
         assert error.text == "/ws/events was closed: subscribe failed"
+
+    def test_another_refusal(self) -> None:
+        assert type(after_close(1008, "enough", cursor=0, expired=None, subject_is_right=True)) is ServerError
 
     @pytest.mark.parametrize(
         ("code", "reason", "text"),
         [
             (1008, "no upstream broker configured", "closed with 1008 (no upstream broker configured)"),
+            (1008, "subscribe failed", "closed with 1008 (subscribe failed)"),
             (1001, "", "closed with 1001"),
             (4408, "too slow", "closed with 4408 (too slow)"),
             (None, "", "lost"),
         ],
     )
     def test_what_another_connection_mends(self, code: int | None, reason: str, text: str) -> None:
-        error = after_close(code, reason, cursor=0, expired=None)
+        error = after_close(code, reason, cursor=0, expired=None, subject_is_right=True)
         assert isinstance(error, ServerUnreachable)
         assert error.text == f"the stream of events was {text}"

@@ -1,0 +1,371 @@
+"""`cellos up`: a control plane on this machine, NATS and `cellos-server` under one parent.
+
+Everything lies in the directory `up` of the state directory and stays when it ends; clients of the same user find it there
+(client/address.py). What dies is started again, at the same address. The parts end when this process does, however it ends: each is held by
+a lifeline (eventlog/lifeline.py).
+
+    up/lock         held while it runs; the id of the process
+       address      URL of the server, while it runs
+       token        the API token, made once
+       nats-url     URL of NATS with its credentials, for `NATS_URL`
+       server.log   what the server of the latest start logged
+       nats/        NATS, its store
+       server/      the server's snapshot
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from cellos.cli.process import STOP_SIGNALS, say
+from cellos.client.address import TOKEN, Address, read_token, up_directory
+from cellos.errors import CellosError, ConfigError, ServerError, os_error_text
+
+if TYPE_CHECKING:
+    from cellos.eventlog.embedded import EmbeddedNats
+
+HOST, PORT = "127.0.0.1", 8080
+REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # names, not an address to listen on
+"""What listens on all addresses is called by this one."""
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+"""The server has ten to drain, then its lifeline kills it."""
+LOCK_SECONDS = 1.0
+STEADY_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+_LONGEST_LINE = 1 << 16
+
+
+class Files(msgspec.Struct, frozen=True):
+    """What lies in the directory."""
+
+    directory: str
+
+    @property
+    def address(self) -> str:
+        return f"{self.directory}/address"
+
+    @property
+    def token(self) -> str:
+        return f"{self.directory}/token"
+
+    @property
+    def nats_url(self) -> str:
+        return f"{self.directory}/nats-url"
+
+    @property
+    def log(self) -> str:
+        return f"{self.directory}/server.log"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  cellos up                            http://127.0.0.1:8080, or another port where that one is taken
+  cellos up --bind 127.0.0.1:9000
+
+Then, in another terminal: cellos events --follow, cellos get cells, cellos apply -f FILE. They find it by themselves.
+Ctrl-C or SIGTERM ends it in order, exit code 0; what was stored is there at the next start.
+"""
+)
+@click.option("--bind", metavar="HOST:PORT", help="Where the server listens; port 0 is a free one.")
+@click.option("--json", "as_json", is_flag=True, help="The status as one JSON object.")
+def up(bind: str | None, as_json: bool) -> None:
+    """Start a control plane on this machine: NATS and server, until Ctrl-C."""
+    from cellos.supervisor.state import open_state_directory
+
+    host, port = where(bind)
+    files = Files(up_directory(open_state_directory(os.environ).path))
+    try:
+        os.makedirs(files.directory, mode=0o700, exist_ok=True)
+        lock = _lock(files)
+        try:
+            asyncio.run(_run(files, host, port, as_json=as_json))
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise ConfigError(f"cellos up: {error.filename or files.directory}: {os_error_text(error)}") from error
+
+
+def where(bind: str | None) -> tuple[str, int]:
+    """The host and a port of it that is free. Raises ConfigError."""
+    if bind is None:
+        try:
+            return HOST, free_port(HOST, PORT)
+        except OSError:
+            return HOST, free_port(HOST, 0)
+    host, _, digits = bind.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (host and digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) <= 65535):
+        raise ConfigError(f"--bind {bind}: not HOST:PORT, for example {HOST}:{PORT}")
+    try:
+        return host, free_port(host, int(digits))
+    except OSError as error:
+        raise ConfigError(f"--bind {bind}: {os_error_text(error)}; {HOST}:0 takes a free port") from error
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or for 0 one that the system chooses. OSError: it is taken."""
+    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        return int(listener.getsockname()[1])
+
+
+def joined(host: str, port: int) -> str:
+    """HOST:PORT, as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def status(files: Files, address: Address, nats: str) -> dict[str, str]:
+    """What a user may want to know, by name."""
+    return {"server": address.url, "token": files.token, "nats": nats, "natsUrl": files.nats_url, "log": files.log, "data": files.directory}
+
+
+def block(facts: Mapping[str, str]) -> str:
+    """The same for people, with the next command to type."""
+    return f"""\
+The control plane is up. Ctrl-C ends it; what it stored stays.
+
+  server   {facts["server"]}
+  token    {facts["token"]}
+  NATS     {facts["nats"]}
+  log      {facts["log"]}
+  cells    report here with  NATS_URL="$(cat {facts["natsUrl"]})" cellos-supervisor SPEC
+
+Next, in another terminal:  cellos events --follow
+"""
+
+
+async def _run(files: Files, host: str, port: int, *, as_json: bool) -> None:
+    """Until a signal. Raises ConfigError, EventLogError, ServerError: it did not start."""
+    from cellos.eventlog.embedded import EmbeddedNats
+
+    stop = _stop_event()
+    token = _token(files)
+    address = Address(url=f"http://{joined(REACHED_BY.get(host, host), port)}", token=token, given=False)
+    nats = EmbeddedNats(f"{files.directory}/nats", port=_last_nats_port(files), on_trouble=_tell)
+    try:
+        if not await _unless(stop, nats.start()):
+            return
+        server = _Server(files, address, environment(os.environ, files, nats, token=token, bind=joined(host, port)))
+        try:
+            if not await _unless(stop, server.start()):
+                return
+            _write(files.nats_url, nats.url_with_credentials)
+            _write(files.address, address.url)
+            facts = status(files, address, nats.url)
+            click.echo(json.dumps(facts) if as_json else block(facts), nl=as_json)
+            sys.stdout.flush()
+            await _unless(stop, server.keep())
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(files.address)
+            await server.stop()
+    finally:
+        await nats.stop()
+
+
+async def _unless(stop: asyncio.Event, work: object) -> bool:
+    """Whether some work was done before somebody asked to stop."""
+    doing = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not doing.done():
+        doing.cancel()
+        await asyncio.wait({doing})
+        return False
+    doing.result()
+    return True
+
+
+class _Server:
+    """`cellos-server` as a child."""
+
+    def __init__(self, files: Files, address: Address, variables: Mapping[str, str]) -> None:
+        self._files = files
+        self._address = address
+        self._variables = variables
+        self._process: asyncio.subprocess.Process | None = None
+        self._started = 0.0
+
+    async def start(self) -> None:
+        """Start, and wait until it answers. Raises ServerError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._files.log)
+        process = await self._launch()
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and process.returncode is None:
+            if await asyncio.to_thread(_answers, self._address):
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        how = f"does not answer after {START_SECONDS:g} s" if process.returncode is None else "did not start"
+        raise ServerError(f"cellos-server {how}: {last_words(self._files.log) or 'it said nothing'}; its log is {self._files.log}")
+
+    async def keep(self) -> None:
+        """Start it again, as often as it ends. Does not return."""
+        from cellos.eventlog.connect import pause
+
+        attempt = 0
+        while self._process is not None:
+            code = await self._process.wait()
+            attempt = 0 if time.monotonic() - self._started > STEADY_SECONDS else attempt + 1
+            _tell(f"cellos-server ended with exit code {code} and is started again; its log is {self._files.log}")
+            await asyncio.sleep(pause(attempt) if attempt > 1 else 0)
+            await self._launch()
+
+    async def stop(self) -> None:
+        """In order. Idempotent."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+    async def _launch(self) -> asyncio.subprocess.Process:
+        from cellos.eventlog import lifeline
+
+        command = [sys.executable, "-I", "-S", lifeline.__file__, sys.executable, "-m", "cellos.server.main"]
+        log = os.open(self._files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._variables,
+                start_new_session=True,  # ^C in a terminal is for its owner, who ends the parts in order
+            )
+        finally:
+            os.close(log)
+        self._started = time.monotonic()
+        return self._process
+
+
+def environment(ours: Mapping[str, str], files: Files, nats: EmbeddedNats, *, token: str, bind: str) -> dict[str, str]:
+    """The variables of the server: ours, but for those that say where NATS is and how to log in there."""
+    kept = {name: value for name, value in ours.items() if not name.startswith("CELLOS_NATS_")}
+    return kept | {
+        TOKEN: token,
+        "CELLOS_SERVER_BIND": bind,
+        "CELLOS_SERVER_STATE_DIR": f"{files.directory}/server",
+        "CELLOS_NATS_URL": nats.url_with_credentials,
+        "CELLOS_NATS_STREAM_MAX_BYTES": str(nats.max_stream_bytes),
+    }
+
+
+def last_words(path: str) -> str:
+    """Why a server ended, by the last lines of its log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+            if record["level"] == "ERROR":
+                return str(record["fields"].get("error") or record["fields"]["message"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue
+    return lines[-1] if lines else ""
+
+
+def _answers(address: Address) -> bool:
+    from cellos.client.server import Server
+
+    try:
+        with Server(address, timeout_ms=2000, pauses=()) as server:
+            server.version()
+    except CellosError:
+        return False
+    return True
+
+
+def _lock(files: Files) -> int:
+    """Keep it open. Raises ConfigError: it runs already."""
+    path = f"{files.directory}/lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:  # a client that looks whether it is held holds it for a moment
+                pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise ConfigError(f"`cellos up` runs already for {files.directory}, as process {pid}; end it with: kill {pid}") from None
+            time.sleep(_POLL_SECONDS)
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            return descriptor
+
+
+def _token(files: Files) -> str:
+    """That of this directory; made once. Raises ConfigError."""
+    if not os.path.exists(files.token):
+        _write(files.token, secrets.token_urlsafe(32))
+    os.chmod(files.token, 0o600)
+    return read_token(files.token)
+
+
+def _last_nats_port(files: Files) -> int:
+    """That of the latest start where it is free, so that programs which have its URL need no new one; else -1, any."""
+    try:
+        with open(files.nats_url) as file:
+            port = urlsplit(file.read().strip()).port or 0
+        return free_port(HOST, port) if port else -1
+    except (OSError, ValueError):
+        return -1
+
+
+def _write(path: str, text: str) -> None:
+    """Whole or not at all, and never readable for others."""
+    descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w") as file:
+        file.write(f"{text}\n")
+    os.replace(f"{path}.new", path)
+
+
+def _stop_event() -> asyncio.Event:
+    """Set by the first signal that asks us to stop. The second one ends this process where it stands, and with it its parts."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def heard(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, heard, number)
+    return stop
+
+
+def _tell(text: str) -> None:
+    say(f"cellos up: {text}")

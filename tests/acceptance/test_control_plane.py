@@ -1,0 +1,234 @@
+"""`cellos up` from nothing, what is done with it, and what becomes of it when its parts or it itself die."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SECONDS = 60
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def until(what: Callable[[], Any], why: str = "") -> Any:
+    """What `what` gives as soon as it gives something."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.02)
+    pytest.fail(f"not within {SECONDS} s: {why or what}")
+
+
+class Plane:
+    """A `cellos up` of its own, in the state directory of the test."""
+
+    def __init__(self, commands: Any, ends: Callable[[Any], None]) -> None:
+        self.commands = commands
+        self.directory = commands.state / "up"
+        self._ends = ends
+        self.process: Any = None
+        self.facts: dict[str, str] = {}
+
+    def start(self) -> None:
+        self.process = self.commands.start("cellos", "up", "--json", "--bind", "127.0.0.1:0", variables={"RUST_LOG": "info"})
+        self._ends(self.process)
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        self.facts = json.loads(line)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return int(self.process.wait(SECONDS))
+
+    def call(self, *arguments: str, **how: Any) -> Any:
+        """`cellos ARGUMENTS`: what it prints."""
+        done = self.commands.run("cellos", *arguments, **how)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def get(self, *arguments: str) -> Any:
+        return json.loads(self.call("get", *arguments))
+
+    def run_cell(self, cell_id: str) -> None:
+        """A cell of somebody who only knows the URL of NATS."""
+        body = {"id": cell_id, "authority": {}, "lifetime": {"ttlSeconds": 60}, "run": {"argv": ["true"]}}
+        path = self.commands.state / f"{cell_id}.json"
+        path.write_text(json.dumps({"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body}))
+        variables = {"NATS_URL": Path(self.facts["natsUrl"]).read_text().strip(), "CELLOS_CELL_BACKEND": "stub"}
+        done = self.commands.run("cellos-supervisor", str(path), variables=variables | {"CELL_OS_REQUIRE_JETSTREAM": "1"})
+        assert done.returncode == 0, done.stderr
+
+    def parts(self) -> dict[int, str]:
+        """Everything that runs for it: id to command line."""
+        found = {}
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                about = line + Path(f"/proc/{name}/environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if str(self.directory) in about and line and int(name) != self.process.pid:
+                found[int(name)] = line
+        return found
+
+    def kill(self, word: str) -> None:
+        """A part, itself and not what holds it; and wait for the next one."""
+
+        def others(*dead: int) -> list[int]:
+            return [pid for pid, line in self.parts().items() if word in line and "lifeline" not in line and pid not in dead]
+
+        (part,) = others()
+        os.kill(part, signal.SIGKILL)
+        until(lambda: others(part), f"{word} is started again")
+
+
+@pytest.fixture
+def plane(commands: Any, ends: Callable[[Any], None]) -> Iterator[Plane]:
+    plane = Plane(commands, ends)
+    plane.start()
+    yield plane
+    if plane.process.poll() is None:
+        plane.stop()
+
+
+class TestUp:
+    def test_the_whole_way(self, plane: Plane, tmp_path: Path) -> None:
+        formation = EXAMPLES / "formations" / "pipeline.yaml"
+        made = json.loads(plane.call("apply", "-f", str(formation), "--json"))
+        assert made["status"] == "PENDING"
+        assert [record["id"] for record in plane.get("formations")] == [made["id"]]
+        assert plane.get("formation", made["name"]) == plane.get("formation", made["id"])
+        again = plane.commands.run("cellos", "apply", "-f", str(formation))
+        assert (again.returncode, f"already in use by {made['id']}" in again.stderr) == (1, True)
+        plane.run_cell("cell-1")
+        cell = until(lambda: [each for each in plane.get("cells") if each["state"] == "destroyed"])[0]
+        assert (cell["id"], cell["outcome"], cell["exit_code"]) == ("cell-1", "succeeded", 0)
+        assert plane.call("delete", "formation", made["name"], "--yes") == f"formation/{made['name']} deleted\n"
+        assert plane.get("formation", made["id"])["status"] == "CANCELLED"
+        plane.call("apply", "-f", str(formation))  # the name is free
+
+    def test_a_key_makes_a_repetition_harmless(self, plane: Plane) -> None:
+        formation = str(EXAMPLES / "formations" / "pipeline.json")
+        first, second = (json.loads(plane.call("apply", "-f", formation, "--key", "k", "--json")) for _ in range(2))
+        assert first == second
+        assert len(plane.get("formations")) == 1
+
+    def test_secrets_are_for_the_user_alone(self, plane: Plane) -> None:
+        for name in ("token", "nats-url", "address", "server.log"):
+            assert stat.S_IMODE((plane.directory / name).stat().st_mode) == 0o600
+        assert stat.S_IMODE(plane.directory.stat().st_mode) == 0o700
+        token = (plane.directory / "token").read_text().strip()
+        password = re.search(":([^:@/]+)@", (plane.directory / "nats-url").read_text())
+        assert password
+        told = json.dumps(plane.facts) + (plane.directory / "server.log").read_text() + "".join(plane.parts().values())
+        assert token not in told
+        assert password[1] not in told
+        assert plane.commands.run("cellos", "get", "cells", "--server", plane.facts["server"] + "0").returncode == 1
+
+    def test_a_second_one_is_refused(self, plane: Plane) -> None:
+        done = plane.commands.run("cellos", "up")
+        assert done.returncode == 1
+        assert f"runs already for {plane.directory}, as process {plane.process.pid}" in done.stderr
+
+    def test_on_a_terminal(self, commands: Any, ends: Callable[[Any], None]) -> None:
+        ours, theirs = pty.openpty()
+        process = commands.start("cellos", "up", "--bind", "127.0.0.1:0", stdout=theirs)
+        ends(process)
+        os.close(theirs)
+        shown = ""
+        while "Next, in another terminal:  cellos events --follow" not in shown:
+            assert select.select([ours], [], [], SECONDS)[0]
+            shown += os.read(ours, 65536).decode()
+        assert re.search(r"server   http://127\.0\.0\.1:\d+\r\n", shown)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+        assert process.stderr.read() == ""
+        os.close(ours)
+
+
+class TestStart:
+    def test_what_cannot_start_says_why_and_leaves_nothing(self, commands: Any, ends: Callable[[Any], None]) -> None:
+        done = commands.run("cellos", "up", "--bind", "127.0.0.1:0", variables={"CELLOS_SERVER_READ_TOKEN": " "})
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "cellos-server did not start: CELLOS_SERVER_READ_TOKEN must not be empty" in done.stderr
+        plane = Plane(commands, ends)
+        plane.process = subprocess.Popen(["true"])
+        plane.process.wait()
+        assert plane.parts() == {}
+
+    def test_without_it_the_next_step_is_said(self, commands: Any) -> None:
+        done = commands.run("cellos", "get", "cells", variables={"CELLOS_SERVER": "http://127.0.0.1:1"})
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.endswith("start one: cellos up\n")
+
+
+class TestEnd:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_in_order_and_everything_is_there_at_the_next_start(self, plane: Plane, number: int) -> None:
+        plane.call("apply", "-f", str(EXAMPLES / "formations" / "pipeline.json"))
+        plane.run_cell("cell-1")
+        until(lambda: [each for each in plane.get("cells") if each["state"] == "destroyed"])
+        before, token = (plane.get("cells"), plane.get("formations")), (plane.directory / "token").read_text()
+        assert plane.stop(number) == 0
+        assert plane.process.stderr.read() == ""
+        assert plane.parts() == {}
+        assert not (plane.directory / "address").exists()
+        assert "cellos-server ended" in (plane.directory / "server.log").read_text()
+        nats = plane.facts["nats"]
+        plane.start()
+        assert (plane.get("cells"), plane.get("formations")) == before
+        assert ((plane.directory / "token").read_text(), plane.facts["nats"]) == (token, nats)
+
+    def test_kill_leaves_nothing_running(self, plane: Plane) -> None:
+        plane.call("apply", "-f", str(EXAMPLES / "formations" / "pipeline.json"))
+        before = plane.get("formations")
+        assert len(plane.parts()) == 4
+        plane.stop(signal.SIGKILL)
+        until(lambda: not plane.parts(), "everything is gone")
+        assert "cellos up" in plane.commands.run("cellos", "get", "cells", variables={"CELLOS_SERVER": plane.facts["server"]}).stderr
+        plane.start()
+        assert plane.get("formations") == before
+
+
+class TestDeathOfAPart:
+    @pytest.mark.parametrize("word", ["cellos.server.main", "nats-server"])
+    def test_it_is_started_again_and_no_event_is_missed(self, plane: Plane, word: str, ends: Callable[[Any], None]) -> None:
+        follower = plane.commands.start("cellos", "events", "--follow", "--since", "0")
+        ends(follower)
+        for number in range(3):
+            plane.run_cell(f"cell-{number}")
+            if number < 2:
+                plane.kill(word)
+        count = until(lambda: plane.get("cells")[2:] and _last(plane))
+        events = [json.loads(follower.stdout.readline()) for _ in range(count)]
+        assert [each["seq"] for each in events] == list(range(1, count + 1))
+        assert {each["event"]["data"].get("cellId") for each in events} >= {"cell-0", "cell-1", "cell-2"}
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(SECONDS) == 130
+        assert plane.stop() == 0
+        assert plane.process.stderr.read().count("is started again") == 2
+
+
+def _last(plane: Plane) -> int:
+    """The sequence of the last event, once a cell's record is complete."""
+    states = {each["state"] for each in plane.get("cells")}
+    if states != {"destroyed"}:
+        return 0
+    from cellos.client.address import find_server
+    from cellos.client.server import Server
+
+    with Server(find_server(plane.commands.environment)) as server:
+        return server.end()
