@@ -25,8 +25,8 @@ OUTLET = "cellos.outlet"
 HANDSHAKE = "cellos.handshake"
 HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 32 << 10
-CLOSE_SECONDS = 5.0
-"""How long a client may take to answer a Close frame."""
+CLOSE_SECONDS = 20.0
+"""How long a client may take to read what waits for it, and to answer the Close frame behind that."""
 
 
 class EventProtocol(WebSocketsSansIOProtocol):
