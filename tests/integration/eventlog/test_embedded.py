@@ -158,6 +158,7 @@ def test_a_killed_owner_leaves_nothing_and_loses_nothing(tmp_path: Path, open_lo
             assert len(await opened.log.read(0, 100)) == 20
 
     run(write())
+    process.wait()
     run(read())
 
 
