@@ -213,7 +213,9 @@ class TestDeathOfAPart:
             if number < 2:
                 plane.kill(word)
         count = until(lambda: plane.get("cells")[2:] and _last(plane))
-        events = [json.loads(follower.stdout.readline()) for _ in range(count)]
+        lines = [follower.stdout.readline() for _ in range(count)]
+        assert all(lines), follower.stderr.read()
+        events = [json.loads(line) for line in lines]
         assert [each["seq"] for each in events] == list(range(1, count + 1))
         assert {each["event"]["data"].get("cellId") for each in events} >= {"cell-0", "cell-1", "cell-2"}
         follower.send_signal(signal.SIGINT)

@@ -148,10 +148,11 @@ class Server:
     ) -> Iterator[Entry]:
         """Every event behind a cursor and every one to come, each once and in order; without `since`, those that are yet to come.
 
-        A connection that is lost is made again for as long as it takes, from the last event on; `note` is told. The first one is not: then,
-        and where the server refuses, ServerUnreachable or ServerProblem is raised. CursorExpired: events that should have come are gone.
+        A connection that is lost is made again for as long as it takes, from the last event on; `note` is told. The first one is tried as
+        often as any request. Raises ServerUnreachable, ServerProblem, and CursorExpired: events that should have come are gone.
         """
         cursor = self.end() if since is None else since
+        first = iter(self._pauses)
         pause, lost, was_open, came, why = 0.0, False, False, False, ""
         while True:
             opened = time.monotonic()
@@ -164,13 +165,15 @@ class Server:
                     if entry is not None and entry.seq > cursor:
                         cursor, pause, came = entry.seq, 0.0, True
                         yield entry
-            except ServerUnreachable as error:
+            except (ServerUnreachable, ServerProblem) as error:
+                if isinstance(error, ServerProblem) and error.status not in _NOT_NOW:
+                    raise
                 if not was_open:
-                    raise
-                why = error.text
-            except ServerProblem as error:  # of the handshake
-                if not was_open or error.status not in _NOT_NOW:
-                    raise
+                    wait = next(first, None)
+                    if wait is None:
+                        raise
+                    self._sleep(wait)
+                    continue
                 why = error.text
             if not lost:
                 lost = True
