@@ -80,7 +80,7 @@ def _text(path: str, variable: str) -> str:
 def _decoded(seed: str, where: str) -> bytes:
     try:
         raw = base64.b32decode(seed + "=" * (-len(seed) % 8))
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one
         raw = b""
     # Five bits say "seed", the next eight which kind of key.
     kind = ((raw[0] & 7) << 5) | (raw[1] >> 3) if len(raw) == 36 else 0

@@ -67,7 +67,7 @@ class Wire:
         self._need = 0
         try:
             begin = self._cut(data, items)
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError) as error:  # no number where one belongs
             raise WireError("a message line that cannot be read") from error
         self._have = len(data) - begin
         if self._have:
@@ -102,11 +102,13 @@ class Wire:
                 items.append(Control(verb.upper(), data[begin + len(verb) + 1 : end]))
                 begin = end + 2
                 continue
+            if not body <= content <= after <= body + MAX_MESSAGE_BYTES:
+                raise WireError(f"a message line that cannot be read: {data[begin:end][:80]!r}")
             if after + 2 > available:
-                if not body <= content <= after <= body + MAX_MESSAGE_BYTES:
-                    raise WireError(f"a message line that cannot be read: {data[begin:end][:80]!r}")
                 self._need = after + 2 - begin
                 break
+            if data[after : after + 2] != _CRLF:
+                raise WireError("a message without its end")
             if reply.startswith(_ACK):
                 tokens = reply.split(b".")
                 at = 5 if len(tokens) == 9 else 7
