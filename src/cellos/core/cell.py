@@ -1,8 +1,8 @@
 """The life of a cell: the transitions that are legal, and the record that a run's events add up to.
 
 Two readings of the same events. `advance` is strict, for whoever makes a cell: an event out of place is a defect and raises.
-`fold` is total, for whoever reads a log: events may come late, twice or in another order, and any order of one run's events gives the same
-record.
+`fold` is total, for whoever reads a log: events may come late, twice or in another order. Any order of one run's events gives the same
+record, as long as `destroyed` is the last: after it nothing of that run changes anything.
 """
 
 # Annotations are evaluated at once: msgspec would otherwise evaluate each as text, and start-up time counts here.
@@ -93,8 +93,9 @@ class CellHistory(msgspec.Struct, frozen=True, kw_only=True):
 def fold(history: CellHistory | None, event: Event) -> CellHistory | None:
     """What is known after one more event of a cell; `history` is None before the first.
 
-    Acts on `started`, `command completed` and `destroyed`. Events of an earlier run change nothing: of one that this cell is known to have
-    had, or from before the earliest event of its present run. An event of any other run begins a new record.
+    Acts on `started`, `command completed` and `destroyed`, after which nothing of its run does. Events of an earlier run change nothing: of
+    one that this cell is known to have had, or from before the earliest event of its present run. An event of any other run begins a new
+    record.
     """
     data = event.members
     cell_id, spec_id, run_id = data.get("cellId"), data.get("specId"), _string(data.get("runId"))
@@ -110,6 +111,8 @@ def fold(history: CellHistory | None, event: Event) -> CellHistory | None:
             return history
         superseded = (*history.superseded, str(history.record.run_id))[-_SUPERSEDED_KEPT:]
         history = CellHistory(record=CellRecord(id=cell_id, spec_id=spec_id, run_id=run_id), superseded=superseded)
+    elif history.record.state == "destroyed":
+        return history
     since = history.since if time is None or (history.since is not None and history.since <= time) else time
     return CellHistory(record=_apply(history.record, event, spec_id, run_id), since=since, superseded=history.superseded)
 
