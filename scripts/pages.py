@@ -1,22 +1,38 @@
-"""Write the generated part of a page anew: the variables of the supervisor, from their table in the code.
+"""Write the generated parts of the reference anew, from the tables in the code.
 
-`PYTHONPATH=src python scripts/pages.py`. A test compares both, so a forgotten call shows.
+`PYTHONPATH=src python scripts/pages.py`. Tests compare both, so a forgotten call shows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+from cellos.server import config, hub, routes
 from cellos.supervisor.variables import tables
 
-PAGE = Path(__file__).parents[1] / "docs/reference/supervisor.md"
-BEGIN, END = "<!-- variables: begin -->\n", "<!-- variables: end -->\n"
+REFERENCE = Path(__file__).parents[1] / "docs/reference"
+PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
+    ("supervisor.md", "variables", tables),
+    ("server.md", "routes", routes.table),
+    ("server.md", "variables", config.table),
+    ("server.md", "close codes", hub.close_table),
+)
+"""Page, what its markers are called, and what stands between them."""
+
+
+def between(name: str) -> tuple[str, str]:
+    """The markers around a part."""
+    return f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
 
 
 def main() -> None:
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n{tables()}\n{END}{after}")
+    for page, name, make in PARTS:
+        path = REFERENCE / page
+        begin, end = between(name)
+        before, _, rest = path.read_text().partition(begin)
+        _, _, after = rest.partition(end)
+        path.write_text(f"{before}{begin}\n{make()}\n{end}{after}")
 
 
 if __name__ == "__main__":

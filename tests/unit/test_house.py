@@ -18,10 +18,13 @@ from cellos.artifacts.targets import open_targets
 from cellos.core import events, observations
 from cellos.core.documents import CellSpec, Identity, parse_execution_cell
 from cellos.core.events import Draft, RunIdentity
+from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
+from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
 from cellos.http import timeouts
 from cellos.ports import Receipt, Residue
 from cellos.sandbox.cures import CURES
 from cellos.sandbox.probe import OUTSIDE, REQUIRED
+from cellos.server.config import VARIABLES as SERVER_VARIABLES
 from cellos.supervisor.config import read_config
 from cellos.supervisor.variables import SECTIONS, UNUSED, tables
 
@@ -112,9 +115,12 @@ def test_the_index_names_every_page() -> None:
 # ---------------------------------------------------------------- variables
 
 VARIABLES = {variable.name: variable for section in SECTIONS for variable in section.variables}
+OF_THE_SERVER = {row.name for row in (*SERVER_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)}
+"""Listed at another page: docs/reference/server.md."""
 NAME = re.compile(r"\b(?:CELLOS|CELL_OS|NATS|ACTIONS|RUST)_[A-Z0-9_]+|\b(?:HTTPS?|NO)_PROXY\b")
 NO_VARIABLES = {
-    "CELLOS_EVENTS",  # the name of a stream, in an example
+    "CELLOS_EVENTS",  # the name of a stream
+    "CELLOS_SERVER",  # of `cellos get` and its like: docs/reference/commands.md
     "CELLOS_EVENT_REQUIRE_SIGNED",  # these three are of `cellos events`: docs/reference/commands.md
     "CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH",
     "CELLOS_EVENT_VERIFY_KEYS_PATH",
@@ -131,8 +137,8 @@ def pattern(name: str) -> re.Pattern[str]:
 def is_listed(name: str) -> bool:
     """`name` is a variable of the table, or (it ends in `_`) the beginning of some."""
     if name.endswith("_"):
-        return any(row.startswith(name) for row in VARIABLES)
-    return any(pattern(row).fullmatch(name) for row in VARIABLES)
+        return any(row.startswith(name) for row in (*VARIABLES, *OF_THE_SERVER))
+    return name in OF_THE_SERVER or any(pattern(row).fullmatch(name) for row in VARIABLES)
 
 
 class Spy(dict[str, str]):

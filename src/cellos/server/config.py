@@ -8,6 +8,8 @@ from typing import NamedTuple
 import msgspec
 
 from cellos.errors import ConfigError
+from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
+from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
 
 TOKEN = "CELLOS_SERVER_API_TOKEN"
 READ_TOKEN = "CELLOS_SERVER_READ_TOKEN"
@@ -45,9 +47,10 @@ VARIABLES = (
 
 
 def table() -> str:
-    """The table of the page."""
+    """The table of the page: also what the connection and the stream ask for."""
     rows = ["| variable | default | effect | a value that cannot be used |", "|---|---|---|---|"]
     rows += [f"| `{each.name}` | {each.default} | {each.effect} | {each.bad} |" for each in VARIABLES]
+    rows += [f"| `{each.name}` | {each.default} | {each.effect} | an error |" for each in (*NATS_VARIABLES, *STREAM_VARIABLES)]
     return "\n".join(rows) + "\n"
 
 

@@ -206,3 +206,23 @@ class Follower:
         if cursor.sequence != projection.cursor or cursor.sequence == self._kept or not cursor.stream_created:
             return None
         return projection.freeze(), cursor
+
+
+async def replay(state: ServerState, client: LogClient) -> int:
+    """Read what the log has now into a state that is fresh. Gives the cursor. Raises Rebuild where the log changes meanwhile.
+
+    For whoever embeds the application and wants no task; `Follower` goes on reading.
+    """
+    async with Reader(client, name="cellos-replay") as reader:
+        caught_up = asyncio.create_task(reader.caught_up.wait())
+        try:
+            while True:
+                reading = asyncio.create_task(reader.read())
+                await asyncio.wait({reading, caught_up}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                    return state.cursor
+                for stored in reading.result():
+                    state.apply(stored.sequence, stored.subject, stored.data, stored_ns=stored.time)
+        finally:
+            caught_up.cancel()
