@@ -26,6 +26,7 @@ from cellos.errors import (
 STREAM = "CELLOS_EVENTS"
 API_SECONDS = 5.0
 NO_MESSAGE = 10037
+NO_STREAM = 10059
 
 _ERRORS: dict[int, type[EventLogError]] = {
     10071: WrongSequence,
@@ -40,7 +41,7 @@ _ERRORS: dict[int, type[EventLogError]] = {
     10053: MessageRefused,
     10097: MessageRefused,
     10199: MessageRefused,
-    10059: NoStream,
+    NO_STREAM: NoStream,
     10174: NoStream,  # no atomic batches
     10039: NoStream,  # no JetStream in this account
     10076: NoStream,  # no JetStream in this server

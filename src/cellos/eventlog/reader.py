@@ -16,13 +16,13 @@ Memory is bounded by what is asked for at once; a slow owner slows only itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from msgspec import Struct
 
 from cellos.errors import EventLogError, Rebuild
-from cellos.eventlog.api import NO_MESSAGE, STREAM, read_reply
+from cellos.eventlog.api import NO_MESSAGE, NO_STREAM, STREAM, read_reply
 from cellos.eventlog.connect import LogClient, Settings, pause
 from cellos.eventlog.link import Link, open_link
 from cellos.eventlog.log import read_message
@@ -47,7 +47,7 @@ class Reader:
     """An asynchronous iterator of Stored; `read` gives all that is there at once, which is what a replay wants.
 
     `caught_up` is set while everything that was there when it connected has been handed out and the owner has come back for more.
-    `on_trouble` is told, once per reason, why there is no connection.
+    `on_trouble` is told, once per reason, why there is no connection. `on_missing` is for making the stream where there is none (any more).
     """
 
     def __init__(
@@ -57,12 +57,14 @@ class Reader:
         start: Cursor | None = None,
         name: str = "cellos-reader",
         on_trouble: Callable[[str], None] | None = None,
+        on_missing: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self.caught_up = asyncio.Event()
         self._settings: Settings = client.settings
         self._start = start
         self._name = name
         self._on_trouble = on_trouble
+        self._on_missing = on_missing
         self._told = ""
         self._created = start.stream_created if start else ""
         self._position = start.sequence if start else 0
@@ -119,6 +121,8 @@ class Reader:
             except EventLogError as error:
                 self.close()
                 self._tell(error.text)
+                if self._on_missing is not None and error.number == NO_STREAM:
+                    await self._make_stream(self._on_missing)
                 attempt += 1
                 await asyncio.sleep(pause(attempt))
 
@@ -128,6 +132,12 @@ class Reader:
         self.caught_up.clear()
         if session is not None:
             session.close()
+
+    async def _make_stream(self, make: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await make()
+        except EventLogError as error:
+            self._tell(error.text)
 
     async def _connect(self) -> _Session:
         servers = self._settings.servers

@@ -14,7 +14,7 @@ from msgspec import Struct
 from nats.aio.client import Client
 
 from cellos.errors import ConfigError, EventLogError, NoStream
-from cellos.eventlog.api import STREAM, ask
+from cellos.eventlog.api import NO_STREAM, STREAM, ask
 from cellos.eventlog.connect import Variable
 
 SUBJECTS = ("cellos.events.>",)
@@ -23,7 +23,6 @@ DUPLICATE_WINDOW_SECONDS = 120
 DEFAULT_MAX_BYTES = 8 << 30
 MINIMUM_MAX_BYTES = 1 << 20
 _NANO = 1_000_000_000
-_NO_STREAM = 10059
 _NAME_IN_USE = 10058
 _REPORTED = ("num_replicas", "max_age", "max_bytes", "discard", "duplicate_window")
 _REPORTED_DEFAULTS = {"max_msgs": -1, "max_msg_size": -1, "allow_rollup_hdrs": False}
@@ -92,7 +91,7 @@ async def ensure_stream(client: Client, *, replicas: int = 1, max_bytes: int = D
     try:
         found = await ask(client, f"STREAM.INFO.{STREAM}")
     except NoStream as error:
-        if error.number != _NO_STREAM:
+        if error.number != NO_STREAM:
             raise
         found = await _create(client, wanted)
     return _checked(found, wanted)

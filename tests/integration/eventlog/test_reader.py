@@ -16,6 +16,7 @@ from cellos.eventlog import reader as module
 from cellos.eventlog.api import ask
 from cellos.eventlog.reader import Reader
 from cellos.eventlog.stored import Cursor, Stored
+from cellos.eventlog.stream import ensure_stream
 from cellos.testing.nats_server import NatsServer
 
 Run = Callable[..., None]
@@ -374,6 +375,20 @@ def test_recreated_without_a_restart_of_the_server(server: NatsServer, open_log:
             with pytest.raises(Rebuild) as raised:
                 await reader.read()
             assert raised.value.reason == "recreated"
+
+    run(test())
+
+
+def test_a_stream_that_is_missing_is_made_where_the_owner_says_how(server: NatsServer, open_log: Open, run: Run) -> None:
+    async def test() -> None:
+        async with open_log(server.url) as opened:
+            cursor = await cursor_after(opened, 5)
+            async with Reader(opened.client, start=cursor, on_missing=lambda: ensure_stream(opened.client, max_bytes=1 << 24)) as reader:
+                await nothing_comes(reader)
+                await ask(opened.client, f"STREAM.DELETE.{STREAM}")
+                with pytest.raises(Rebuild) as raised:
+                    await reader.read()
+                assert raised.value.reason == "recreated"
 
     run(test())
 
