@@ -43,8 +43,15 @@ class Plane:
         self.facts: dict[str, str] = {}
 
     def start(self) -> None:
-        self.process = self.commands.start("cellos", "up", "--json", "--bind", "127.0.0.1:0", variables={"RUST_LOG": "info"})
+        self.launch("--bind", "127.0.0.1:0")
+        self.wait()
+
+    def launch(self, *options: str) -> None:
+        self.process = self.commands.start("cellos", "up", "--json", *options, variables={"RUST_LOG": "info"})
         self._ends(self.process)
+
+    def wait(self) -> None:
+        """Until it is up."""
         line = self.process.stdout.readline()
         assert line, self.process.stderr.read()
         self.facts = json.loads(line)
@@ -191,6 +198,19 @@ class TestEnd:
         plane.start()
         assert (plane.get("cells"), plane.get("formations")) == before
         assert ((plane.directory / "token").read_text(), plane.facts["nats"]) == (token, nats)
+
+    def test_after_a_kill_the_next_one_waits_until_the_port_is_free(self, plane: Plane) -> None:
+        address = plane.facts["server"].removeprefix("http://")
+        holders = [pid for pid, line in plane.parts().items() if "lifeline" in line and "cellos.server.main" in line]
+        for pid in holders:
+            os.kill(pid, signal.SIGSTOP)
+        plane.stop(signal.SIGKILL)
+        plane.launch("--bind", address)
+        until(lambda: (plane.directory / "lock").read_text() == f"{plane.process.pid}\n")
+        for pid in holders:
+            os.kill(pid, signal.SIGCONT)
+        plane.wait()
+        assert plane.facts["server"] == f"http://{address}"
 
     def test_kill_leaves_nothing_running(self, plane: Plane) -> None:
         plane.call("apply", "-f", str(EXAMPLES / "formations" / "pipeline.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 from typing import Never
@@ -17,6 +18,7 @@ from cellos.core.documents.parse import decode, syntax_of
 from cellos.errors import ConfigError, ServerError, ServerProblem, ServerUnreachable, SpecSyntaxError, os_error_text
 
 MAX_BYTES = 262_144
+_KEY = re.compile("[!-~]{1,255}")
 
 
 @click.command(
@@ -39,6 +41,8 @@ def apply(path: str, key: str | None, as_json: bool, server: str | None, token_f
     """Make the formation of a document."""
     from cellos.client.server import new_key
 
+    if key is not None and not _KEY.fullmatch(key):
+        raise click.UsageError("--key takes 1 to 255 visible ASCII characters", click.get_current_context())
     document = to_send(path, read(path))
     key = key or new_key()
     with connected(server, token_file) as found:

@@ -5,6 +5,7 @@ Everything lies in the directory `up` of the state directory and stays when it e
 a lifeline (eventlog/lifeline.py).
 
     up/lock         held while it runs; the id of the process
+       parts        held while the server runs, too
        address      URL of the server, while it runs
        token        the API token, made once
        nats-url     URL of NATS with its credentials, for `NATS_URL`
@@ -25,7 +26,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -89,15 +90,11 @@ def up(bind: str | None, as_json: bool) -> None:
     """Start a control plane on this machine: NATS and server, until Ctrl-C."""
     from cellos.supervisor.state import open_state_directory
 
-    host, port = where(bind)
     files = Files(up_directory(open_state_directory(os.environ).path))
     try:
         os.makedirs(files.directory, mode=0o700, exist_ok=True)
-        lock = _lock(files)
-        try:
-            asyncio.run(_run(files, host, port, as_json=as_json))
-        finally:
-            os.close(lock)
+        with _lock(files) as held:
+            asyncio.run(_run(files, *where(bind), held, as_json=as_json))
     except OSError as error:
         raise ConfigError(f"cellos up: {error.filename or files.directory}: {os_error_text(error)}") from error
 
@@ -153,8 +150,8 @@ Next, in another terminal:  cellos events --follow
 """
 
 
-async def _run(files: Files, host: str, port: int, *, as_json: bool) -> None:
-    """Until a signal. Raises ConfigError, EventLogError, ServerError: it did not start."""
+async def _run(files: Files, host: str, port: int, held: int, *, as_json: bool) -> None:
+    """`held` is a lock that the parts keep, too. Until a signal. Raises ConfigError, EventLogError, ServerError: it did not start."""
     from cellos.eventlog.embedded import EmbeddedNats
 
     stop = _stop_event()
@@ -164,7 +161,7 @@ async def _run(files: Files, host: str, port: int, *, as_json: bool) -> None:
     try:
         if not await _unless(stop, nats.start()):
             return
-        server = _Server(files, address, environment(os.environ, files, nats, token=token, bind=joined(host, port)))
+        server = _Server(files, address, environment(os.environ, files, nats, token=token, bind=joined(host, port)), held)
         try:
             if not await _unless(stop, server.start()):
                 return
@@ -199,8 +196,9 @@ async def _unless(stop: asyncio.Event, work: object) -> bool:
 class _Server:
     """`cellos-server` as a child."""
 
-    def __init__(self, files: Files, address: Address, variables: Mapping[str, str]) -> None:
+    def __init__(self, files: Files, address: Address, variables: Mapping[str, str], held: int) -> None:
         self._files = files
+        self._held = held
         self._address = address
         self._variables = variables
         self._process: asyncio.subprocess.Process | None = None
@@ -257,6 +255,7 @@ class _Server:
                 stderr=log,
                 env=self._variables,
                 start_new_session=True,  # ^C in a terminal is for its owner, who ends the parts in order
+                pass_fds=(self._held,),
             )
         finally:
             os.close(log)
@@ -305,24 +304,48 @@ def _answers(address: Address) -> bool:
     return True
 
 
-def _lock(files: Files) -> int:
-    """Keep it open. Raises ConfigError: it runs already."""
-    path = f"{files.directory}/lock"
+@contextlib.contextmanager
+def _lock(files: Files) -> Iterator[int]:
+    """That no other one runs here: one lock of ours, which tells clients that we are there, and one that is inherited by the server.
+
+    After a kill of the one before, its server needs a moment to go: until then its port and its snapshot are in use. Raises ConfigError.
+    """
+    with _held(f"{files.directory}/lock", LOCK_SECONDS) as lock:
+        if lock is None:
+            pid = _text(f"{files.directory}/lock")
+            raise ConfigError(f"`cellos up` runs already for {files.directory}, as process {pid}; end it with: kill {pid}")
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with _held(f"{files.directory}/parts", STOP_SECONDS) as parts:
+            if parts is None:
+                raise ConfigError(f"a server of the `cellos up` before this one still runs; its log is {files.log}")
+            yield parts
+
+
+@contextlib.contextmanager
+def _held(path: str, seconds: float) -> Iterator[int | None]:
+    """A lock, or None where somebody keeps it for that long. A client that looks whether it is held holds it for a moment."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:  # a client that looks whether it is held holds it for a moment
-                pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise ConfigError(f"`cellos up` runs already for {files.directory}, as process {pid}; end it with: kill {pid}") from None
-            time.sleep(_POLL_SECONDS)
-        else:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            return descriptor
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    yield None
+                    return
+                time.sleep(_POLL_SECONDS)
+            else:
+                yield descriptor
+                return
+    finally:
+        os.close(descriptor)
+
+
+def _text(path: str) -> str:
+    with open(path, errors="replace") as file:
+        return file.read(20).strip()
 
 
 def _token(files: Files) -> str:

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Mapping
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 import msgspec
@@ -28,6 +30,8 @@ TOKEN = "CELLOS_SERVER_API_TOKEN"
 DEFAULT_URL = "http://127.0.0.1:8080"
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 _LONGEST_TOKEN = 4096
+_URL = re.compile("[!-~]+")
+_LABEL = re.compile("[A-Za-z0-9_-]{1,63}")
 
 
 class Address(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,14 +116,28 @@ def _url(where: str, text: str) -> str:
     text = text.strip()
     try:
         parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not (parts.query or parts.fragment)
+        usable = (
+            parts.scheme in ("http", "https") and parts.port != 0 and _is_host(parts.hostname or "") and _URL.fullmatch(text) is not None
+        )
     except ValueError:
         usable = False
-    if not usable:
+    if not usable or parts.query or parts.fragment:
         raise ConfigError(f"{where}: not the URL of a server; give http://HOST:PORT or https://HOST")
     if parts.username is not None or parts.password is not None:
         raise ConfigError(f"{where}: a URL must not hold credentials; give the token with --token-file or {TOKEN}")
     return text.rstrip("/")
+
+
+def _is_host(host: str) -> bool:
+    """An address, or a name as the resolver takes it: labels of 1 to 63 characters (RFC 1035, 2.3.4), the last one no number."""
+    labels = host.removesuffix(".").split(".")
+    if ":" in host or labels[-1].isdigit():
+        try:
+            ip_address(host)
+        except ValueError:
+            return False
+        return True
+    return len(host) <= 253 and all(_LABEL.fullmatch(label) for label in labels)
 
 
 def _own_text(path: str) -> str:

@@ -187,7 +187,7 @@ class Server:
 
     def _get(self, path: str, query: Mapping[str, object] | None = None) -> httpx2.Response:
         given = {name: value for name, value in (query or {}).items() if value is not None}
-        return self._request("GET", f"{path}?{urlencode(given)}" if given else path, repeat=True)
+        return self._request("GET", f"{path}?{urlencode(given, errors='surrogateescape')}" if given else path, repeat=True)
 
     def _request(
         self, method: str, path: str, *, repeat: bool, body: bytes | None = None, headers: Mapping[str, str] | None = None
@@ -245,7 +245,7 @@ class Server:
         from websockets.sync.client import connect
 
         query = {"since": cursor} if subject is None else {"since": cursor, "subject": subject}
-        url = f"ws{self.address.url.removeprefix('http')}/ws/events?{urlencode(query)}"
+        url = f"ws{self.address.url.removeprefix('http')}/ws/events?{urlencode(query, errors='surrogateescape')}"
         parts = urlsplit(self.address.url)
         secure = parts.scheme == "https"
         direct = goes_direct(self._environment, parts.hostname or "", parts.port or (443 if secure else 80))

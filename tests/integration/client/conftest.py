@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,7 @@ class ControlPlane:
     """`answers` are taken one by one, the last one stays; each is JSON, or a function of the request. `log` are the events that it has."""
 
     port: int = 0
+    scheme: str = "http"
     answers: list[Any] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     log: list[tuple[int, bytes]] = field(default_factory=list)
@@ -55,7 +57,7 @@ class ControlPlane:
 
     @property
     def address(self) -> Address:
-        return Address(url=f"http://127.0.0.1:{self.port}", token=TOKEN, given=True)
+        return Address(url=f"{self.scheme}://127.0.0.1:{self.port}", token=TOKEN, given=True)
 
     async def answer(self, request: Request) -> Response:
         body = await request.body()
@@ -110,7 +112,7 @@ class ControlPlane:
 class Running:
     """A uvicorn in a thread; use with `with`."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, **options: Any) -> None:
         app = Starlette(
             routes=[
                 WebSocketRoute("/ws/events", plane.stream),
@@ -119,7 +121,7 @@ class Running:
         )
         self._socket = socket.create_server(("127.0.0.1", plane.port))
         plane.port = self._socket.getsockname()[1]
-        config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off")
+        config = uvicorn.Config(app, log_config=None, ws="websockets-sansio", timeout_graceful_shutdown=1, lifespan="off", **options)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._socket])))
 
@@ -142,6 +144,13 @@ class Running:
 def plane() -> Iterator[ControlPlane]:
     plane = ControlPlane()
     with Running(plane):
+        yield plane
+
+
+@pytest.fixture
+def secure_plane(certificates: Path) -> Iterator[ControlPlane]:
+    plane = ControlPlane(scheme="https")
+    with Running(plane, ssl_certfile=certificates / "server.pem", ssl_keyfile=certificates / "server.key"):
         yield plane
 
 

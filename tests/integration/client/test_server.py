@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -318,6 +322,43 @@ class TestFollow:
         event = json.dumps({"id": "x", "data": "y" * (2 << 20)}).encode()
         plane.log = [(1, event)]
         assert msgspec.json.decode(next(server.follow(since=0)).event) == json.loads(event)
+
+
+def test_without_a_token_none_is_sent(plane: Any) -> None:
+    with Server(Address(url=plane.address.url, token=None, given=True), environment={}) as server:
+        for call in (server.cells, lambda: next(server.follow(since=0))):
+            with pytest.raises(ServerProblem, match="Unauthorized"):
+                call()
+    assert [each.headers.get("authorization") for each in plane.seen] == [None, None]
+
+
+class TestTls:
+    def test_with_the_authority_that_is_named(self, secure_plane: Any, certificates: Path) -> None:
+        secure_plane.answers = [[{"id": "a"}]]
+        with Server(secure_plane.address, environment={"CELLOS_CA_BUNDLE": str(certificates / "ca.pem")}) as server:
+            assert server.cells() == [{"id": "a"}]
+            assert [each.seq for each in _some(server, secure_plane, 2)] == [1, 2]
+
+    def test_not_without(self, secure_plane: Any, waits: Waits) -> None:
+        with Server(secure_plane.address, environment={}, sleep=waits) as server:
+            for call in (server.cells, lambda: next(server.follow(since=0))):
+                with pytest.raises(ServerUnreachable, match="certificate verify failed"):
+                    call()
+        assert secure_plane.seen == []
+
+
+def test_the_example_of_the_page(plane: Any, token: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/how-to/control-plane.md").read_text()
+    example = page.partition("```python\n")[2].partition("```")[0]
+    plane.answers = [[{"id": "a", "outcome": "failed"}, {"id": "b", "outcome": None}]]
+    plane.fill(2)
+    plane.streams = [plane.part(2, 1008, "enough")]
+    ours = {"CELLOS_SERVER": plane.address.url, "CELLOS_SERVER_API_TOKEN": token, "CELLOS_STATE_DIR": str(tmp_path / "state")}
+    done = subprocess.run(
+        [sys.executable, "-c", example], env=os.environ | ours, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == [f"{seq} {event!r}" for seq, event in plane.log]
+    assert done.stderr.splitlines()[-1] == "cellos.errors.ServerError: server: /ws/events was closed: enough"
 
 
 class WebSocketGoneError(Exception):

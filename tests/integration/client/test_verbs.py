@@ -128,6 +128,12 @@ class TestGet:
         assert (done.returncode, done.stdout) == (2, "")
         assert words in done.stderr
 
+    def test_names_may_be_any_bytes(self, plane: Any, cellos: Shell) -> None:
+        plane.answers = [[]]
+        cellos("get", "cells", "--formation", "\udcff")
+        assert cellos("get", "cell", "\udcff").returncode == 1
+        assert [each.target for each in plane.seen] == ["/v1/cells?formation=%FF", "/v1/cells/%FF"]
+
     def test_a_refusal(self, cellos: Shell, plane: Any, refuse: Any) -> None:
         plane.answers = [refuse("not-found", "formation 'x' not found")]
         done = cellos("get", "formations", "x")
@@ -178,6 +184,11 @@ class TestApply:
         assert done.returncode == 1
         assert "retry later; whether it was made is not known: repeat this with --key mine" in done.stderr
         assert len(plane.seen) > 1
+
+    @pytest.mark.parametrize("key", ["", "a b", "é", "x" * 256])
+    def test_a_key_that_no_header_can_hold(self, plane: Any, cellos: Shell, key: str) -> None:
+        done = cellos("apply", "-f", "-", "--key", key, text=self.YAML)
+        assert (done.returncode, "--key takes 1 to 255 visible ASCII characters" in done.stderr, plane.seen) == (2, True, [])
 
     def test_nothing_is_sent_that_is_plainly_wrong(self, plane: Any, cellos: Shell) -> None:
         done = cellos("apply", "-f", "-", text="kind: Deployment\nname: x\n")

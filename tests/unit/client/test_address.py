@@ -11,6 +11,7 @@ from cellos.client.address import Address, find_server, find_up, read_token
 from cellos.errors import ConfigError
 
 URL = "http://127.0.0.1:4711"
+NO_URLS = ["localhost:8080", "ftp://h", "http://", "http://h:0", "http://h:x", "http://h/?a", "http://h#a", "//h"]
 
 
 class Up:
@@ -77,6 +78,12 @@ class TestWithoutUp:
     def test_no_url(self, environment: dict[str, str], url: str) -> None:
         with pytest.raises(ConfigError, match="CELLOS_SERVER: not the URL of a server; give http://HOST:PORT"):
             find_server(environment | {"CELLOS_SERVER": url})
+
+    @pytest.mark.parametrize(
+        "url", ["http://h", "https://a-b.c_d.example.:1/x/y", "http://[::1]:1", "http://127.0.0.1", f"http://{'a' * 63}.b"]
+    )
+    def test_a_url(self, environment: dict[str, str], url: str) -> None:
+        assert find_server(environment, url=url).url == url
 
     def test_credentials_do_not_belong_there_and_are_not_shown(self, environment: dict[str, str]) -> None:
         with pytest.raises(ConfigError, match="--server: a URL must not hold credentials") as raised:
