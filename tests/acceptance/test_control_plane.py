@@ -176,6 +176,15 @@ class TestStart:
         plane.process.wait()
         assert plane.parts() == {}
 
+    def test_nobody_reads_what_it_says(self, commands: Any, ends: Callable[[Any], None]) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        plane = Plane(commands, ends)
+        plane.process = commands.start("cellos", "up", "--bind", "127.0.0.1:0", stdout=writing)
+        ends(plane.process)
+        os.close(writing)
+        assert (plane.process.wait(SECONDS), plane.process.stderr.read(), plane.parts()) == (141, "", {})
+
     def test_without_it_the_next_step_is_said(self, commands: Any) -> None:
         done = commands.run("cellos", "get", "cells", variables={"CELLOS_SERVER": "http://127.0.0.1:1"})
         assert (done.returncode, done.stdout) == (1, "")
@@ -207,6 +216,7 @@ class TestEnd:
         plane.stop(signal.SIGKILL)
         plane.launch("--bind", address)
         until(lambda: (plane.directory / "lock").read_text() == f"{plane.process.pid}\n")
+        assert not (plane.directory / "address").exists(), "the token would go to whoever listens there now"
         for pid in holders:
             os.kill(pid, signal.SIGCONT)
         plane.wait()

@@ -98,7 +98,7 @@ A table on a terminal; JSON, as the server has it, with --json or into a pipe.
 @click.argument("kind", type=_KindParameter(), metavar="cells|formations")
 @click.argument("name", required=False, shell_complete=complete_name)
 @click.option("--state", type=click.Choice(STATES, case_sensitive=False), help="Cells in that state only.")
-@click.option("--formation", metavar="ID", help="Cells of that formation only.")
+@click.option("--formation", metavar="NAME|ID", help="Cells of that formation only.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="JSON: an array of records, or with NAME one record.")
 @server_options
@@ -119,11 +119,15 @@ def get(
         raise click.UsageError("--state, --formation and --limit choose from a list; one record has a NAME", ctx)
     if kind != "cells" and (state or formation):
         raise click.UsageError("--state and --formation choose cells", ctx)
+    from cellos.client.answers import is_id
+
     with connected(server, token_file) as found:
         if name is not None:
             record = found.cell(name) if kind == "cells" else found.formation(name)
             shown: Sequence[Record] = [record]
         elif kind == "cells":
+            if formation is not None and not is_id(formation):
+                formation = str(found.formation(formation)["id"])
             shown = found.cells(state=state, formation=formation, limit=limit)
         else:
             shown = found.formations(limit=limit)

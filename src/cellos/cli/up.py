@@ -26,8 +26,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
@@ -95,6 +95,8 @@ def up(bind: str | None, as_json: bool) -> None:
         os.makedirs(files.directory, mode=0o700, exist_ok=True)
         with _lock(files) as held:
             asyncio.run(_run(files, *where(bind), held, as_json=as_json))
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise ConfigError(f"cellos up: {error.filename or files.directory}: {os_error_text(error)}") from error
 
@@ -179,9 +181,9 @@ async def _run(files: Files, host: str, port: int, held: int, *, as_json: bool) 
         await nats.stop()
 
 
-async def _unless(stop: asyncio.Event, work: object) -> bool:
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     """Whether some work was done before somebody asked to stop."""
-    doing = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine
+    doing = asyncio.create_task(work)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -245,7 +247,8 @@ class _Server:
     async def _launch(self) -> asyncio.subprocess.Process:
         from cellos.eventlog import lifeline
 
-        command = [sys.executable, "-I", "-S", lifeline.__file__, sys.executable, "-m", "cellos.server.main"]
+        # -P: nothing is imported from the directory that we happen to be in.
+        command = [sys.executable, "-I", "-S", lifeline.__file__, sys.executable, "-P", "-m", "cellos.server.main"]
         log = os.open(self._files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -265,14 +268,20 @@ class _Server:
 
 def environment(ours: Mapping[str, str], files: Files, nats: EmbeddedNats, *, token: str, bind: str) -> dict[str, str]:
     """The variables of the server: ours, but for those that say where NATS is and how to log in there."""
-    kept = {name: value for name, value in ours.items() if not name.startswith("CELLOS_NATS_")}
-    return kept | {
-        TOKEN: token,
-        "CELLOS_SERVER_BIND": bind,
-        "CELLOS_SERVER_STATE_DIR": f"{files.directory}/server",
-        "CELLOS_NATS_URL": nats.url_with_credentials,
-        "CELLOS_NATS_STREAM_MAX_BYTES": str(nats.max_stream_bytes),
-    }
+    from cellos.eventlog.connect import VARIABLES
+
+    others = {variable.name for variable in VARIABLES}
+    kept = {name: value for name, value in ours.items() if name not in others}
+    return (
+        {"CELLOS_NATS_STREAM_MAX_BYTES": str(nats.max_stream_bytes)}
+        | kept
+        | {
+            TOKEN: token,
+            "CELLOS_SERVER_BIND": bind,
+            "CELLOS_SERVER_STATE_DIR": f"{files.directory}/server",
+            "CELLOS_NATS_URL": nats.url_with_credentials,
+        }
+    )
 
 
 def last_words(path: str) -> str:
@@ -314,6 +323,8 @@ def _lock(files: Files) -> Iterator[int]:
         if lock is None:
             pid = _text(f"{files.directory}/lock")
             raise ConfigError(f"`cellos up` runs already for {files.directory}, as process {pid}; end it with: kill {pid}")
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(files.address)  # of one that was killed: somebody else may listen there now
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         with _held(f"{files.directory}/parts", STOP_SECONDS) as parts:

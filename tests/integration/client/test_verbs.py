@@ -130,9 +130,13 @@ class TestGet:
 
     def test_names_may_be_any_bytes(self, plane: Any, cellos: Shell) -> None:
         plane.answers = [[]]
-        cellos("get", "cells", "--formation", "\udcff")
         assert cellos("get", "cell", "\udcff").returncode == 1
-        assert [each.target for each in plane.seen] == ["/v1/cells?formation=%FF", "/v1/cells/%FF"]
+        assert [each.target for each in plane.seen] == ["/v1/cells/%FF"]
+
+    def test_cells_of_a_formation_that_is_named(self, plane: Any, cellos: Shell) -> None:
+        plane.answers = [FORMATION, [CELL]]
+        assert json.loads(cellos("get", "cells", "--formation", "demo").stdout) == [CELL]
+        assert [each.target for each in plane.seen] == ["/v1/formations/by-name/demo", f"/v1/cells?formation={ID}"]
 
     def test_a_refusal(self, cellos: Shell, plane: Any, refuse: Any) -> None:
         plane.answers = [refuse("not-found", "formation 'x' not found")]

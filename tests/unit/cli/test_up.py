@@ -69,6 +69,11 @@ class TestEnvironment:
             "CELLOS_NATS_STREAM_MAX_BYTES": str(1 << 30),
         }
 
+    def test_the_size_of_the_log_may_be_chosen(self) -> None:
+        nats: Any = Nats()
+        ours = {"CELLOS_NATS_STREAM_MAX_BYTES": "5000000"}
+        assert environment(ours, Files("/s/up"), nats, token="t", bind="h:1")["CELLOS_NATS_STREAM_MAX_BYTES"] == "5000000"
+
     def test_the_status_holds_no_credentials(self) -> None:
         facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711")
         assert "hidden" not in block(facts) + json.dumps(facts)
