@@ -354,9 +354,7 @@ def test_the_example_of_the_page(plane: Any, token: str, tmp_path: Path) -> None
     plane.fill(2)
     plane.streams = [plane.part(2, 1008, "enough")]
     ours = {"CELLOS_SERVER": plane.address.url, "CELLOS_SERVER_API_TOKEN": token, "CELLOS_STATE_DIR": str(tmp_path / "state")}
-    done = subprocess.run(
-        [sys.executable, "-c", example], env=os.environ | ours, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", example], env=os.environ | ours, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.splitlines() == [f"{seq} {event!r}" for seq, event in plane.log]
     assert done.stderr.splitlines()[-1] == "cellos.errors.ServerError: server: /ws/events was closed: enough"
 
