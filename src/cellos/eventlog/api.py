@@ -47,6 +47,7 @@ _ERRORS: dict[int, type[EventLogError]] = {
     10076: NoStream,  # no JetStream in this server
     10175: LogUnreachable,  # the beginning of a batch was lost with its connection
     10176: LogUnreachable,
+    10210: LogUnreachable,  # too many batches at once
     10008: LogUnreachable,  # the cluster has no leader
     10009: LogUnreachable,
 }

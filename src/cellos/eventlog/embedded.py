@@ -138,6 +138,9 @@ class EmbeddedNats:
 
     async def restart(self) -> None:
         """Stop and start; the address stays."""
+        if self._keeper is None:
+            await self.start()
+            return
         self._up.clear()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
@@ -147,12 +150,12 @@ class EmbeddedNats:
         """Start it again whenever it ended or its store failed."""
         attempt = 0
         while True:
-            await self._over()
-            self._up.clear()
-            await self._end()
-            if time.monotonic() - self._started_at > HEALTHY_SECONDS:
-                attempt = 0
             try:
+                await self._over()
+                self._up.clear()
+                await self._end()
+                if time.monotonic() - self._started_at > HEALTHY_SECONDS:
+                    attempt = 0
                 await self._launch(program)
             except (EventLogError, OSError) as error:
                 self._tell(f"NATS does not start: {error}")

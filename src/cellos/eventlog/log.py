@@ -33,6 +33,7 @@ _NOT_SENT = (
     nats_errors.ConnectionDrainingError,
     nats_errors.ConnectionReconnectingError,
 )
+_UNFIT = (nats_errors.BadSubjectError, nats_errors.MaxPayloadError, nats_errors.BadHeaderError)
 _ADDED = ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence")
 """What a server adds to a message that it gives directly."""
 
@@ -152,10 +153,10 @@ class EventLog:
             raise NoStream(f"{subject}: no stream takes it; is the stream {STREAM} there, and JetStream on?") from error
         except _NOT_SENT as error:
             raise LogUnreachable(f"{subject}: {without_prefix(error)}") from error
-        except (nats_errors.TimeoutError, nats_errors.StaleConnectionError, OSError) as error:
-            raise OutcomeUnknown(f"{subject}: {without_prefix(error)}; whether it was written is not known") from error
-        except nats_errors.Error as error:
+        except _UNFIT as error:
             raise MessageRefused(f"{subject}: {without_prefix(error)}") from error
+        except (nats_errors.Error, OSError) as error:
+            raise OutcomeUnknown(f"{subject}: {without_prefix(error)}; whether it was written is not known") from error
         return read_ack(answer.data, what=subject)
 
     async def _get(self, query: dict[str, Any]) -> Stored | None:

@@ -118,10 +118,10 @@ class Reader:
             except Rebuild:
                 self.close()
                 raise
-            except EventLogError as error:
+            except (EventLogError, msgspec.MsgspecError) as error:  # the latter: not the answers of a NATS server
                 self.close()
-                self._tell(error.text)
-                if self._on_missing is not None and error.number == NO_STREAM:
+                self._tell(error.text if isinstance(error, EventLogError) else f"nats: {error}")
+                if self._on_missing is not None and getattr(error, "number", 0) == NO_STREAM:
                     await self._make_stream(self._on_missing)
                 attempt += 1
                 await asyncio.sleep(pause(attempt))

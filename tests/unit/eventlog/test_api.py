@@ -34,6 +34,7 @@ def refused(number: int) -> bytes:
         (10059, NoStream),
         (10174, NoStream),
         (10176, LogUnreachable),
+        (10210, LogUnreachable),
         (10008, LogUnreachable),
         (99999, EventLogError),
     ],
