@@ -17,7 +17,12 @@ from typing import Any
 
 import pytest
 
+from cellos.client.address import find_server
+from cellos.client.server import Server
+from cellos.errors import CursorExpired, ServerError, ServerProblem
+
 SECONDS = 60
+DOCUMENT = {"name": "demo", "coordinator": "a", "members": [{"id": "a"}]}
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -254,13 +259,42 @@ class TestDeathOfAPart:
         assert plane.process.stderr.read().count("is started again") == 2
 
 
+class TestClient:
+    def test_against_the_real_server(self, plane: Plane) -> None:
+        with Server(find_server(plane.commands.environment)) as server:
+            assert server.end() == 0
+            made = [server.apply(json.dumps(DOCUMENT | {"name": f"f{number}"}).encode()) for number in range(5)]
+            ids = sorted(each.id for each in made)
+            assert [record["id"] for record in server.formations()] == ids
+            assert [record["id"] for record in server.formations(limit=3)] == ids[:3]
+            assert server.events(since=server.end() - 1).events[0].seq == server.end() == 10  # a name and a formation each
+            with pytest.raises(ServerProblem) as refused:
+                server.apply(json.dumps(DOCUMENT | {"coordinator": "nobody"}).encode())
+            assert refused.value.type == "/problems/formation/no-coordinator"
+            with pytest.raises(ServerError, match="subscribe failed"):
+                next(server.follow(since=0, subject="other.>"))
+            with pytest.raises(CursorExpired) as expired:
+                next(server.follow(since=1_000_000))
+            assert expired.value.oldest == 1
+            created = next(server.follow(since=0, subject=f"cellos.events.formations.{made[3].id}.>"))
+            assert json.loads(bytes(created.event))["data"]["formationName"] == "f3"
+            server.delete(made[0].id)
+            server.delete(made[0].id)
+            assert server.formation("f0")["status"] == "CANCELLED"
+
+    def test_from_now_on(self, plane: Plane) -> None:
+        plane.run_cell("before")
+        until(lambda: plane.get("cells"))
+        with Server(find_server(plane.commands.environment)) as server:
+            stream = server.follow(since=server.end())
+            plane.run_cell("after")
+            assert json.loads(bytes(next(stream).event))["data"]["cellId"] == "after"
+
+
 def _last(plane: Plane) -> int:
     """The sequence of the last event, once a cell's record is complete."""
     states = {each["state"] for each in plane.get("cells")}
     if states != {"destroyed"}:
         return 0
-    from cellos.client.address import find_server
-    from cellos.client.server import Server
-
     with Server(find_server(plane.commands.environment)) as server:
         return server.end()
