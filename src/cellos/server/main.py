@@ -134,17 +134,17 @@ async def _serve(plan: _Plan) -> None:
     )
     stop = _stop_event()
     follower = Follower(state, plan.nats, stream=plan.stream, store=plan.store)
-    servers: list[_Server] = []
+    servers: list[Server] = []
     following = asyncio.create_task(follower.run())
     stopping = asyncio.create_task(stop.wait())
     try:
         if config.admin is not None:
-            servers.append(await _open(create_admin_app(state), config.admin, "cellos-server admin listening"))
+            servers.append(await open_server(create_admin_app(state), config.admin, "cellos-server admin listening"))
         settled = asyncio.create_task(follower.settled.wait())
         await asyncio.wait({following, stopping, settled}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         if not (stopping.done() or following.done()):
-            servers.append(await _open(create_app(state), config.bind, "cellos-server listening"))
+            servers.append(await open_server(create_app(state), config.bind, "cellos-server listening"))
             await asyncio.wait({following, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if following.done():
             following.result()
@@ -175,11 +175,12 @@ def _stop_event() -> asyncio.Event:
     return stop
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn without its own idea of signals."""
 
     def __init__(self, config: uvicorn.Config, listener: socket.socket) -> None:
         super().__init__(config)
+        self.address = str(Address(*listener.getsockname()[:2]))
         self._serving = asyncio.create_task(self.serve(sockets=[listener]))
 
     @contextmanager
@@ -192,11 +193,12 @@ class _Server(uvicorn.Server):
         await self._serving
 
 
-async def _open(app: ASGIApp, address: Address, message: str) -> _Server:
+async def open_server(app: ASGIApp, address: Address, message: str) -> Server:
     """Listen and serve. Raises ConfigError."""
     try:
         family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # With its protocol named: asyncio sets TCP_NODELAY on no other, and a body would wait 40 ms behind its head.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(place)
         listener.listen(2048)
@@ -220,9 +222,8 @@ async def _open(app: ASGIApp, address: Address, message: str) -> _Server:
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    host, port = listener.getsockname()[:2]
-    server = _Server(config, listener)
-    _log.info(message, extra={"fields": {"bind": str(Address(host, port))}})
+    server = Server(config, listener)
+    _log.info(message, extra={"fields": {"bind": server.address}})
     return server
 
 

@@ -51,6 +51,12 @@ class NatsServer:
         return f"nats://{self.address}"
 
     @property
+    def pid(self) -> int:
+        """Of the running process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What the server wrote."""
         with open(f"{self.directory}/log", errors="replace") as file:
