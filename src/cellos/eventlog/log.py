@@ -27,6 +27,7 @@ from cellos.eventlog.stream import stream_info
 
 ACK_SECONDS = 5.0
 MAX_PAGE_MESSAGES = 1_000
+_LARGEST = 2**64 - 1
 _NOT_SENT = (
     nats_errors.OutboundBufferLimitError,
     nats_errors.ConnectionClosedError,
@@ -132,7 +133,7 @@ class EventLog:
         try:
             subscription = await self._client.subscribe(inbox, cb=take)
             try:
-                body = msgspec.json.encode({"seq": after + 1, "batch": min(limit, MAX_PAGE_MESSAGES)})
+                body = msgspec.json.encode({"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)})
                 await self._client.publish(f"$JS.API.DIRECT.GET.{STREAM}", body, reply=inbox)
                 status = await asyncio.wait_for(ended, seconds)
             finally:

@@ -255,6 +255,25 @@ def test_a_consumer_that_was_removed_is_made_again(server: NatsServer, open_log:
     run(test())
 
 
+def test_it_leaves_nothing_behind(server: NatsServer, open_log: Open, run: Run, until: Any) -> None:
+    async def test() -> None:
+        async with open_log(server.url) as opened:
+            stream = opened.client.jetstream()
+            async with Reader(opened.client) as reader:
+                await nothing_comes(reader)
+                (consumer,) = await stream.consumers_info(STREAM)
+                config = consumer.config
+                assert (config.durable_name, config.ack_policy, config.deliver_subject) == (None, "none", None)
+                assert config.inactive_threshold >= 60  # should we not come to remove it
+
+            async def is_gone() -> bool:
+                return not await stream.consumers_info(STREAM)
+
+            await until(is_gone)
+
+    run(test())
+
+
 def test_a_slow_owner_gets_everything_and_hinders_nobody(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened, Reader(opened.client) as slow, Reader(opened.client) as quick:
