@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 
 from cellos.core.problem import retention_exhausted
@@ -39,6 +40,7 @@ class Follower:
         self._store = store
         self._kept = 0
         """Sequence that the snapshot on disk is at."""
+        self._saving = threading.Lock()
         self.settled = asyncio.Event()
 
     async def run(self) -> None:
@@ -189,11 +191,12 @@ class Follower:
                 await asyncio.to_thread(self._save, store, *found)
 
     def _save(self, store: SnapshotStore, contents: Contents, cursor: Cursor) -> None:
-        try:
-            size = store.save(contents, cursor)
-        except OSError as error:
-            _log.warning("cannot write the snapshot", extra={"fields": {"path": store.path, "error": os_error_text(error)}})
-        else:
+        with self._saving:  # at the end one may be under way in a thread
+            try:
+                size = store.save(contents, cursor)
+            except OSError as error:
+                _log.warning("cannot write the snapshot", extra={"fields": {"path": store.path, "error": os_error_text(error)}})
+                return
             self._kept = cursor.sequence
             _log.debug("snapshot written", extra={"fields": {"cursor": cursor.sequence, "bytes": size}})
 

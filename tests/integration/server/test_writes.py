@@ -188,3 +188,16 @@ def test_everything_survives_a_restart(api: Any, nats: Any, start: Callable[...,
         again = start(nats.url)
         assert [again.get(path).content for path in ("/v1/formations", "/v1/cells")] == lists
         again.server.stop()
+
+
+def test_a_full_log_refuses_and_says_so(nats: Any, start: Callable[..., Any]) -> None:
+    api = start(nats.url, CELLOS_NATS_STREAM_MAX_BYTES=str(1 << 20))
+    answers = [api.post("/v1/formations", json={**DOCUMENT, "name": f"n{number}", "pad": "x" * 60_000}) for number in range(24)]
+    statuses = [answer.status_code for answer in answers]
+    accepted = statuses.count(201)
+    assert 0 < accepted < 24
+    assert statuses == [201] * accepted + [503] * (24 - accepted)
+    last = answers[-1]
+    assert (last.json()["type"], "full" in last.json()["detail"]) == ("/problems/service-unavailable", True)
+    assert "retry-after" in last.headers
+    assert len(api.get("/v1/formations").json()["formations"]) == accepted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,3 +38,13 @@ def test_messages_of_the_log_are_those_of_the_code() -> None:
     assert len(messages) == 10
     code = "".join(path.read_text() for path in Path(config.__file__).parent.glob("*.py"))
     assert [message for message in messages if f'"{message}"' not in code] == []
+
+
+def test_the_example_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    data = b'{"cellId":"c","specId":"s"}'
+    payload = b'{"specversion":"1.0","id":"e","source":"s","type":"dev.cellos.events.cell.lifecycle.v1.started","data":%s}' % data
+    names: dict[str, Any] = {"payload": payload}
+    exec(code, names)
+    assert names["state"].projection.cell("c") is not None
+    assert callable(names["app"])
