@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -81,3 +82,20 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_done_twice(tmp_path: Path, 
     found = {each["name"]: each["id"] for each in json.loads(body)["formations"]}
     assert found == acknowledged
     assert len(json.loads(body)["formations"]) == WRITERS * EACH
+
+
+@pytest.mark.parametrize("gone", ["store", "stream"])
+def test_a_log_that_was_wiped_is_made_anew_and_told_as_it_is(tmp_path: Path, gone: str) -> None:
+    """What the log has lost is not shown any more, and the server goes on by itself."""
+    with NatsServer(str(tmp_path / "nats")) as nats, ServerProcess(nats.url) as server:
+        progress = threading.Semaphore(0)
+        before, after = Writer(0, [server], progress), Writer(1, [server], progress)
+        before.start()
+        before.join(SECONDS)
+        nats.kill()
+        shutil.rmtree(tmp_path / "nats/store" if gone == "store" else next((tmp_path / "nats/store").rglob("CELLOS_EVENTS")))
+        nats.start()
+        after.start()
+        after.join(SECONDS)
+        assert {each["name"]: each["id"] for each in json.loads(formations(server))["formations"]} == after.acknowledged
+        assert len(before.acknowledged) == len(after.acknowledged) == EACH

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 from cellos.core.problem import retention_exhausted
 from cellos.core.projection import Projection
@@ -106,7 +107,9 @@ class Follower:
         if state.skip_replay:
             start = await self._tail()
             state.replace(Projection(cursor=start.sequence))
-        async with Reader(client, start=start, name="cellos-server-reader", on_trouble=self._trouble) as reader:
+        # A store that was wiped while we ran has no stream any more.
+        make = partial(self._ensure_stream, client)
+        async with Reader(client, start=start, name="cellos-server-reader", on_trouble=self._trouble, on_missing=make) as reader:
             state.reader = reader
             watch = asyncio.create_task(self._watch(reader))
             try:
