@@ -47,6 +47,7 @@ Examples:
   cellos run --here -- python3 test.py           the current directory, read-only
   cellos run --timeout 30s --mem 512M -- ./job   limits, on top of those that always apply
   cellos events                                  the latest run, step by step, verified
+  cellos up                                      a control plane: who reports there is seen in one place
   cellos doctor                                  can this host hold cells?
 
 Each verb explains itself: cellos run --help.
