@@ -236,13 +236,9 @@ class _Server:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        from cellos.eventlog.embedded import end
+
+        await end(process, STOP_SECONDS)
 
     async def _launch(self) -> asyncio.subprocess.Process:
         from cellos.eventlog import lifeline

@@ -187,7 +187,7 @@ class LogClient(Client):
     def hang_up(self) -> None:
         """After `close`, which closes nothing of a connection that was not made to its end."""
         if self._transport is not None:
-            self._transport.close()  # type: ignore[no-untyped-call]
+            self._transport.close()  # type: ignore[no-untyped-call]  # nats-py's, without annotations
 
     # What follows overrides private methods of nats-py; tests/integration/eventlog/test_connect.py holds each to a real server.
 

@@ -43,6 +43,17 @@ _STORE_POLL_SECONDS = 1.0
 _STORE_FAILED = "JetStream failed to store"
 
 
+async def end(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Let a process on a lifeline end in order, which the end of its standard input asks for; kill it after `seconds`."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        await asyncio.wait_for(process.wait(), seconds)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
 class EmbeddedNats:
     """Use with `async with`, or `start` and `stop`. Then `settings` is how to connect to it; the address outlives restarts.
 
@@ -223,13 +234,7 @@ class EmbeddedNats:
         process, self._process = self._process, None
         if process is None:
             return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        await end(process, STOP_SECONDS)
         if self._reader is not None:
             await self._reader
         process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 (its pipes have no other owner)
