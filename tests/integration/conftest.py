@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from cellos.testing.nats_server import NatsServer
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +64,26 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pem, pkcs8, clear = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     (directory / "server.key").write_bytes(key.private_bytes(pem, pkcs8, clear))
     return directory
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A server of the test's own, without any stream."""
+    with NatsServer(str(tmp_path / "nats")) as started:
+        yield started
+
+
+@pytest.fixture
+def make_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
+    """Servers with settings of their own."""
+    started: list[NatsServer] = []
+
+    def make(settings: str = "", **options: Any) -> NatsServer:
+        server = NatsServer(str(tmp_path / f"nats-{len(started)}"), settings=settings, **options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.stop()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from cellos.eventlog.connect import LogClient, Settings, connect
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.stream import ensure_stream
-from cellos.testing.nats_server import NatsServer
 
 SECONDS = 20.0
 """After which a test gives up."""
@@ -74,28 +72,6 @@ def until() -> Callable[..., Awaitable[Any]]:
             await asyncio.sleep(0.01)
 
     return ask
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    with NatsServer(str(tmp_path / "nats")) as started:
-        yield started
-
-
-@pytest.fixture
-def make_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
-    """Servers with settings of their own."""
-    started: list[NatsServer] = []
-
-    def make(settings: str = "", **options: Any) -> NatsServer:
-        server = NatsServer(str(tmp_path / f"nats-{len(started)}"), settings=settings, **options)
-        started.append(server)
-        server.start()
-        return server
-
-    yield make
-    for server in started:
-        server.stop()
 
 
 class Line:

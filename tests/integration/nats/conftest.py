@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
@@ -90,13 +89,6 @@ class Reference:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[NatsServer]:
-    """A server of the test's own, without any stream."""
-    with NatsServer(str(tmp_path / "nats")) as started:
-        yield started
-
-
-@pytest.fixture
 def reference(server: NatsServer) -> Reference:
     return Reference(url=server.url)
 
@@ -113,22 +105,6 @@ def full(reference: Reference) -> Reference:
     """A stream that refuses a message after two."""
     reference.make_stream(max_msgs=2, discard=DiscardPolicy.NEW)
     return reference
-
-
-@pytest.fixture
-def make_server(tmp_path: Path) -> Iterator[Callable[..., NatsServer]]:
-    """Servers with settings of their own."""
-    started: list[NatsServer] = []
-
-    def make(settings: str = "", **options: Any) -> NatsServer:
-        server = NatsServer(str(tmp_path / f"nats-{len(started)}"), settings=settings, **options)
-        started.append(server)
-        server.start()
-        return server
-
-    yield make
-    for server in started:
-        server.stop()
 
 
 @pytest.fixture

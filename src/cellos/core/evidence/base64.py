@@ -32,10 +32,6 @@ def decode_url(text: str) -> bytes:
     return _decode(text, _URL)
 
 
-def encode_standard(raw: bytes) -> str:
-    return binascii.b2a_base64(raw, newline=False).decode()
-
-
 def encode_url(raw: bytes) -> str:
     """Without padding."""
     return binascii.b2a_base64(raw, newline=False).rstrip(b"=").translate(_TO_URL).decode()

@@ -4,23 +4,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellos.core.evidence.base64 import Base64Error, decode_standard, decode_url, encode_standard, encode_url
+from cellos.core.evidence.base64 import Base64Error, decode_standard, decode_url, encode_url
 
 ALPHABETS = "ABCxyz019+/-_= \n\0é\ud800"
 
 
+def standard(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
 @given(st.binary(max_size=80))
 def test_round_trip(raw: bytes) -> None:
-    assert encode_standard(raw) == base64.b64encode(raw).decode()
     assert encode_url(raw) == base64.urlsafe_b64encode(raw).decode().rstrip("=")
-    assert decode_standard(encode_standard(raw)) == decode_url(encode_url(raw)) == raw
+    assert decode_standard(standard(raw)) == decode_url(encode_url(raw)) == raw
     assert decode_url(base64.urlsafe_b64encode(raw).decode()) == raw
 
 
 @given(st.text(ALPHABETS, max_size=12))
 def test_bytes_have_one_text(text: str) -> None:
     """But for the padding of base64url, which may be left out."""
-    for decode, encode, bare in ((decode_standard, encode_standard, False), (decode_url, encode_url, True)):
+    for decode, encode, bare in ((decode_standard, standard, False), (decode_url, encode_url, True)):
         try:
             raw = decode(text)
         except Base64Error:
