@@ -8,6 +8,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import stat
 import subprocess
 import time
@@ -239,6 +240,20 @@ class TestEnd:
 
 
 class TestDeathOfAPart:
+    def test_clients_wait_while_the_server_is_started_again(self, plane: Plane) -> None:
+        host, port = plane.facts["server"].removeprefix("http://").split(":")
+        token = (plane.directory / "token").read_text().strip()
+        request = f"GET /v1/version HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n".encode()
+        for _ in range(3):
+            (server,) = [pid for pid, line in plane.parts().items() if "cellos.server.main" in line and "lifeline" not in line]
+            ended = os.pidfd_open(server)
+            os.kill(server, signal.SIGKILL)
+            assert select.select([ended], [], [], SECONDS)[0]
+            os.close(ended)
+            with socket.create_connection((host, int(port)), SECONDS) as connection:  # at a time when there is no server
+                connection.sendall(request)
+                assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
     @pytest.mark.parametrize("word", ["cellos.server.main", "nats-server"])
     def test_it_is_started_again_and_no_event_is_missed(self, plane: Plane, word: str, ends: Callable[[Any], None]) -> None:
         follower = plane.commands.start("cellos", "events", "--follow", "--since", "0")

@@ -36,6 +36,7 @@ import msgspec
 from cellos.cli.process import STOP_SIGNALS, say
 from cellos.client.address import TOKEN, Address, read_token, up_directory
 from cellos.errors import CellosError, ConfigError, ServerError, os_error_text
+from cellos.http.listener import listen
 
 if TYPE_CHECKING:
     from cellos.eventlog.embedded import EmbeddedNats
@@ -93,38 +94,35 @@ def up(bind: str | None, as_json: bool) -> None:
     files = Files(up_directory(open_state_directory(os.environ).path))
     try:
         os.makedirs(files.directory, mode=0o700, exist_ok=True)
-        with _lock(files) as held:
-            asyncio.run(_run(files, *where(bind), held, as_json=as_json))
+        with _lock(files) as held, listener_at(bind) as listener:
+            asyncio.run(_run(files, listener, held, as_json=as_json))
     except BrokenPipeError:
         raise
     except OSError as error:
         raise ConfigError(f"cellos up: {error.filename or files.directory}: {os_error_text(error)}") from error
 
 
-def where(bind: str | None) -> tuple[str, int]:
-    """The host and a port of it that is free. Raises ConfigError."""
+def listener_at(bind: str | None) -> socket.socket:
+    """A socket that listens there, or else at the usual address or on another port of it. Raises ConfigError."""
     if bind is None:
         try:
-            return HOST, free_port(HOST, PORT)
+            return listen(HOST, PORT)
         except OSError:
-            return HOST, free_port(HOST, 0)
+            return listen(HOST, 0)
     host, _, digits = bind.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (host and digits.isascii() and digits.isdigit() and len(digits) <= 5 and int(digits) <= 65535):
         raise ConfigError(f"--bind {bind}: not HOST:PORT, for example {HOST}:{PORT}")
     try:
-        return host, free_port(host, int(digits))
+        return listen(host, int(digits))
     except OSError as error:
         raise ConfigError(f"--bind {bind}: {os_error_text(error)}; {HOST}:0 takes a free port") from error
 
 
-def free_port(host: str, port: int) -> int:
-    """`port`, or for 0 one that the system chooses. OSError: it is taken."""
-    family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-        return int(listener.getsockname()[1])
+def url_of(listener: socket.socket) -> str:
+    """By which clients on this machine reach it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{joined(REACHED_BY.get(host, host), port)}"
 
 
 def joined(host: str, port: int) -> str:
@@ -152,18 +150,18 @@ Next, in another terminal:  cellos events --follow
 """
 
 
-async def _run(files: Files, host: str, port: int, held: int, *, as_json: bool) -> None:
+async def _run(files: Files, listener: socket.socket, held: int, *, as_json: bool) -> None:
     """`held` is a lock that the parts keep, too. Until a signal. Raises ConfigError, EventLogError, ServerError: it did not start."""
     from cellos.eventlog.embedded import EmbeddedNats
 
     stop = _stop_event()
     token = _token(files)
-    address = Address(url=f"http://{joined(REACHED_BY.get(host, host), port)}", token=token, given=False)
+    address = Address(url=url_of(listener), token=token, given=False)
     nats = EmbeddedNats(f"{files.directory}/nats", port=_last_nats_port(files), on_trouble=_tell)
     try:
         if not await _unless(stop, nats.start()):
             return
-        server = _Server(files, address, environment(os.environ, files, nats, token=token, bind=joined(host, port)), held)
+        server = _Server(files, address, environment(os.environ, files, nats, token=token), listener, held)
         try:
             if not await _unless(stop, server.start()):
                 return
@@ -196,10 +194,11 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
 
 
 class _Server:
-    """`cellos-server` as a child."""
+    """`cellos-server` as a child. It is given a socket that listens, which stays ours: clients wait while it is started again."""
 
-    def __init__(self, files: Files, address: Address, variables: Mapping[str, str], held: int) -> None:
+    def __init__(self, files: Files, address: Address, variables: Mapping[str, str], listener: socket.socket, held: int) -> None:
         self._files = files
+        self._listener = listener
         self._held = held
         self._address = address
         self._variables = variables
@@ -210,13 +209,17 @@ class _Server:
         """Start, and wait until it answers. Raises ServerError."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._files.log)
-        process = await self._launch()
+        ended = asyncio.create_task((await self._launch()).wait())
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and process.returncode is None:
-            if await asyncio.to_thread(_answers, self._address):
+        while time.monotonic() < deadline and not ended.done():
+            answering = asyncio.create_task(asyncio.to_thread(_answers, self._address))
+            await asyncio.wait({ended, answering}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done() and answering.result():
+                ended.cancel()
                 return
-            await asyncio.sleep(_POLL_SECONDS)
-        how = f"does not answer after {START_SECONDS:g} s" if process.returncode is None else "did not start"
+            await asyncio.wait({ended}, timeout=_POLL_SECONDS)
+        self._listener.close()  # whoever waits for an answer, we ourselves among them, is told that none will come
+        how = "did not start" if ended.done() else f"does not answer after {START_SECONDS:g} s"
         raise ServerError(f"cellos-server {how}: {last_words(self._files.log) or 'it said nothing'}; its log is {self._files.log}")
 
     async def keep(self) -> None:
@@ -233,6 +236,7 @@ class _Server:
 
     async def stop(self) -> None:
         """In order. Idempotent."""
+        self._listener.close()
         process, self._process = self._process, None
         if process is None:
             return
@@ -243,8 +247,10 @@ class _Server:
     async def _launch(self) -> asyncio.subprocess.Process:
         from cellos.eventlog import lifeline
 
+        handed = self._listener.fileno()
         # -P: nothing is imported from the directory that we happen to be in.
-        command = [sys.executable, "-I", "-S", lifeline.__file__, sys.executable, "-P", "-m", "cellos.server.main"]
+        program = [sys.executable, "-P", "-m", "cellos.server.main"]
+        command = [sys.executable, "-I", "-S", lifeline.__file__, f"--listen={handed}", *program]
         log = os.open(self._files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -254,7 +260,7 @@ class _Server:
                 stderr=log,
                 env=self._variables,
                 start_new_session=True,  # ^C in a terminal is for its owner, who ends the parts in order
-                pass_fds=(self._held,),
+                pass_fds=(self._held, handed),
             )
         finally:
             os.close(log)
@@ -262,18 +268,17 @@ class _Server:
         return self._process
 
 
-def environment(ours: Mapping[str, str], files: Files, nats: EmbeddedNats, *, token: str, bind: str) -> dict[str, str]:
-    """The variables of the server: ours, but for those that say where NATS is and how to log in there."""
+def environment(ours: Mapping[str, str], files: Files, nats: EmbeddedNats, *, token: str) -> dict[str, str]:
+    """The variables of the server: ours, but for those that say where it listens, where NATS is and how to log in there."""
     from cellos.eventlog.connect import VARIABLES
 
-    others = {variable.name for variable in VARIABLES}
+    others = {"CELLOS_SERVER_BIND", *(variable.name for variable in VARIABLES)}
     kept = {name: value for name, value in ours.items() if name not in others}
     return (
         {"CELLOS_NATS_STREAM_MAX_BYTES": str(nats.max_stream_bytes)}
         | kept
         | {
             TOKEN: token,
-            "CELLOS_SERVER_BIND": bind,
             "CELLOS_SERVER_STATE_DIR": f"{files.directory}/server",
             "CELLOS_NATS_URL": nats.url_with_credentials,
         }
@@ -367,10 +372,13 @@ def _last_nats_port(files: Files) -> int:
     """That of the latest start where it is free, so that programs which have its URL need no new one; else -1, any."""
     try:
         with open(files.nats_url) as file:
-            port = urlsplit(file.read().strip()).port or 0
-        return free_port(HOST, port) if port else -1
+            port = urlsplit(file.read().strip()).port
+        if port is None:
+            return -1
+        listen(HOST, port).close()
     except (OSError, ValueError):
         return -1
+    return port
 
 
 def _write(path: str, text: str) -> None:

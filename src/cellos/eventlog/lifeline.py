@@ -1,9 +1,10 @@
 """A program of its own: runs another one, and ends it when its own standard input ends, which is when whoever started it is gone.
 
-    python -I -S lifeline.py PROGRAM ARGUMENT…
+    python -I -S lifeline.py [--listen=DESCRIPTOR] PROGRAM ARGUMENT…
 
 Asked to go, by end of file or SIGTERM, it lets the program end in order (SIGTERM) for GRACE_SECONDS, then kills it. If it is killed itself,
 the kernel kills the program: this process has one thread, so PR_SET_PDEATHSIG, which follows threads, can be relied on here.
+A socket that listens is handed to the program as systemd does it (cellos/http/listener.py).
 Exit code: the program's, 128 and the signal that ended it, 127 where it could not be started.
 """
 
@@ -16,6 +17,7 @@ import signal
 import sys
 
 GRACE_SECONDS = 10.0
+_LISTEN_FD = 3
 _PR_SET_PDEATHSIG = 1
 
 
@@ -27,11 +29,14 @@ def main(argv: list[str]) -> int:
     def asked(*_: object) -> None:
         raise _Asked
 
+    listener = int(argv.pop(0).partition("=")[2]) if argv[0].startswith("--listen=") else None
     libc = ctypes.CDLL(None, use_errno=True)
     own = os.getpid()
     program = os.fork()
     if program == 0:
-        _become(libc, own, argv)
+        _become(libc, own, argv, listener)
+    if listener is not None:
+        os.close(listener)
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)  # its output ends when the program's does
     os.dup2(null, 2)
@@ -50,17 +55,31 @@ def main(argv: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _become(libc: ctypes.CDLL, parent: int, argv: list[str]) -> None:
+def _become(libc: ctypes.CDLL, parent: int, argv: list[str], listener: int | None) -> None:
     """The program, or exit code 127."""
     try:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == parent:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            if listener is not None:
+                _hand_over(listener)
             os.execv(argv[0], argv)  # noqa: S606 (a list, no shell)
     except OSError as error:
         os.write(2, f"cannot start {argv[0]}: {error}\n".encode())
     finally:
         os._exit(127)
+
+
+def _hand_over(listener: int) -> None:
+    """As descriptor 3; what is there already goes on under another number."""
+    if listener != _LISTEN_FD:
+        try:
+            os.set_inheritable(os.dup(_LISTEN_FD), True)
+        except OSError:
+            pass
+        os.dup2(listener, _LISTEN_FD)
+        os.close(listener)
+    os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 
 
 def _over(pidfd: int, seconds: float) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 from cellos.errors import ConfigError
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
+from cellos.http.listener import FDS, PID
 
 TOKEN = "CELLOS_SERVER_API_TOKEN"
 READ_TOKEN = "CELLOS_SERVER_READ_TOKEN"
@@ -41,6 +42,8 @@ VARIABLES = (
     Variable(ADMIN_BIND, "none", "host and port of `/healthz`, `/readyz` and `/metrics`, without token", "an error"),
     Variable(KEYS, "none", "file of key id to public key: records say whether their events were signed", "an error"),
     Variable(HMAC_KEYS, "none", "the same with shared keys", "an error"),
+    Variable(FDS, "none", f"`1`: descriptor 3 is a socket that listens, used in place of one at `{BIND}`", "an error"),
+    Variable(PID, "none", f"the process that `{FDS}` is meant for", f"`{FDS}` is left out"),
     Variable("CELLOS_GIT_SHA", "none", "shown by `/v1/version`", "anything is taken"),
     Variable("RUST_LOG", "`info`", "lowest level of the log, also as `target=level`, separated by commas", "left out"),
 )

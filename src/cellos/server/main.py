@@ -30,6 +30,7 @@ from cellos.core.projection import Verify
 from cellos.errors import CellosError, ConfigError, os_error_text
 from cellos.eventlog.connect import Settings, read_nats_settings
 from cellos.eventlog.stream import StreamSettings, read_stream_settings
+from cellos.http.listener import inherited, listen
 from cellos.server.admin import create_admin_app
 from cellos.server.app import create_app
 from cellos.server.config import HMAC_KEYS, KEYS, Address, Config, read_config
@@ -90,6 +91,7 @@ class _Plan:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.config: Config = read_config(environment)
+        self.place = inherited(environment) or self.config.bind
         self.nats: Settings = read_nats_settings(environment)
         self.stream: StreamSettings = read_stream_settings(environment)
         self.verify, keys = _read_keys(self.config)
@@ -144,7 +146,7 @@ async def _serve(plan: _Plan) -> None:
         await asyncio.wait({following, stopping, settled}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         settled.cancel()
         if not (stopping.done() or following.done()):
-            servers.append(await open_server(create_app(state), config.bind, "cellos-server listening"))
+            servers.append(await open_server(create_app(state), plan.place, "cellos-server listening"))
             await asyncio.wait({following, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if following.done():
             following.result()
@@ -193,18 +195,13 @@ class Server(uvicorn.Server):
         await self._serving
 
 
-async def open_server(app: ASGIApp, address: Address, message: str) -> Server:
-    """Listen and serve. Raises ConfigError."""
-    try:
-        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # With its protocol named: asyncio sets TCP_NODELAY on no other, and a body would wait 40 ms behind its head.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(place)
-        listener.listen(2048)
-        listener.setblocking(False)
-    except OSError as error:
-        raise ConfigError(f"binding {address}: {os_error_text(error)}") from error
+async def open_server(app: ASGIApp, place: Address | socket.socket, message: str) -> Server:
+    """Serve, at an address or from a socket that listens already. Raises ConfigError."""
+    if isinstance(place, Address):
+        try:
+            place = listen(place.host, place.port)
+        except OSError as error:
+            raise ConfigError(f"binding {place}: {os_error_text(error)}") from error
     config = uvicorn.Config(
         app,
         loop="none",
@@ -222,7 +219,7 @@ async def open_server(app: ASGIApp, address: Address, message: str) -> Server:
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = Server(config, listener)
+    server = Server(config, place)
     _log.info(message, extra={"fields": {"bind": server.address}})
     return server
 

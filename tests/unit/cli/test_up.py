@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cellos.cli import up
-from cellos.cli.up import Files, block, environment, free_port, joined, last_words, status, where
+from cellos.cli.up import Files, block, environment, joined, last_words, listener_at, status, url_of
 from cellos.client.address import Address
 from cellos.errors import ConfigError
 
@@ -21,29 +21,36 @@ class Nats:
     max_stream_bytes = 1 << 30
 
 
-class TestWhere:
+class TestListener:
     def test_the_usual_port_or_another_where_it_is_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             monkeypatch.setattr(up, "PORT", taken.getsockname()[1])
-            host, port = where(None)
-            assert (host, port > 0, port != up.PORT) == ("127.0.0.1", True, True)
-        assert where(None) == ("127.0.0.1", up.PORT)
+            with listener_at(None) as other:
+                host, port = other.getsockname()
+                assert (host, port > 0, port != up.PORT) == ("127.0.0.1", True, True)
+        with listener_at(None) as usual:
+            assert usual.getsockname() == ("127.0.0.1", up.PORT)
 
     def test_one_that_is_given(self) -> None:
-        port = free_port("127.0.0.1", 0)
-        assert where(f"127.0.0.1:{port}") == ("127.0.0.1", port)
-        assert where("localhost:0")[1] > 0
+        with listener_at("localhost:0") as first:
+            port = first.getsockname()[1]
+        with listener_at(f"127.0.0.1:{port}") as second:
+            assert url_of(second) == f"http://127.0.0.1:{port}"
 
     def test_a_given_one_that_is_taken(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             bind = f"127.0.0.1:{taken.getsockname()[1]}"
             with pytest.raises(ConfigError, match=rf"--bind {bind}: Address already in use .*; 127.0.0.1:0 takes a free port"):
-                where(bind)
+                listener_at(bind)
+
+    def test_all_addresses_are_called_by_one(self) -> None:
+        with listener_at("0.0.0.0:0") as listener:
+            assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     @pytest.mark.parametrize("bind", ["", "8080", ":8080", "h:", "h:x", "h:65536", "h:-1", "[]:1"])
     def test_no_address(self, bind: str) -> None:
         with pytest.raises(ConfigError, match=r"not HOST:PORT, for example 127.0.0.1:8080"):
-            where(bind)
+            listener_at(bind)
 
     def test_as_it_stands_in_a_url(self) -> None:
         assert (joined("127.0.0.1", 1), joined("::1", 1)) == ("127.0.0.1:1", "[::1]:1")
@@ -59,11 +66,10 @@ class TestEnvironment:
             "CELLOS_SERVER_BIND": "z",
         }
         nats: Any = Nats()
-        assert environment(ours, Files("/s/up"), nats, token="t", bind="127.0.0.1:1") == {
+        assert environment(ours, Files("/s/up"), nats, token="t") == {
             "PATH": "/bin",
             "CELLOS_SERVER_READ_TOKEN": "r",
             "CELLOS_SERVER_API_TOKEN": "t",
-            "CELLOS_SERVER_BIND": "127.0.0.1:1",
             "CELLOS_SERVER_STATE_DIR": "/s/up/server",
             "CELLOS_NATS_URL": Nats.url_with_credentials,
             "CELLOS_NATS_STREAM_MAX_BYTES": str(1 << 30),
@@ -72,7 +78,7 @@ class TestEnvironment:
     def test_the_size_of_the_log_may_be_chosen(self) -> None:
         nats: Any = Nats()
         ours = {"CELLOS_NATS_STREAM_MAX_BYTES": "5000000"}
-        assert environment(ours, Files("/s/up"), nats, token="t", bind="h:1")["CELLOS_NATS_STREAM_MAX_BYTES"] == "5000000"
+        assert environment(ours, Files("/s/up"), nats, token="t")["CELLOS_NATS_STREAM_MAX_BYTES"] == "5000000"
 
     def test_the_status_holds_no_credentials(self) -> None:
         facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711")

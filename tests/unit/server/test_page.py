@@ -29,7 +29,7 @@ def test_what_the_configuration_reads_is_in_the_table() -> None:
             return super().get(name, *default)
 
     config.read_config(Spy({config.TOKEN: "t"}))
-    assert asked | {"RUST_LOG"} == {row.name for row in config.VARIABLES}
+    assert asked | {"RUST_LOG", "LISTEN_FDS", "LISTEN_PID"} == {row.name for row in config.VARIABLES}
 
 
 def test_messages_of_the_log_are_those_of_the_code() -> None:
