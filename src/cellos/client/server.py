@@ -135,9 +135,9 @@ class Server:
         # A name may stand for another formation when the request is repeated.
         self._request("DELETE", formation_path(ident), repeat=is_id(ident))
 
-    def events(self, *, since: int = 0, limit: int | None = None) -> EventPage:
-        """A page of the events behind a cursor."""
-        return self._decoded(self._get("/v1/events", {"since": since, "limit": limit}), EventPage)
+    def events(self, *, since: int = 0, limit: int | None = None, subject: str | None = None) -> EventPage:
+        """A page of the events behind a cursor. `subject`: a NATS filter."""
+        return self._decoded(self._get("/v1/events", {"since": since, "limit": limit, "subject": subject}), EventPage)
 
     def end(self) -> int:
         """The cursor behind all events that there are now."""

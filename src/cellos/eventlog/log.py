@@ -110,8 +110,10 @@ class EventLog:
             return Cursor(stream_created=info.created, sequence=info.last_seq, digest="")
         return Cursor(stream_created=info.created, sequence=found.sequence, digest=found.digest)
 
-    async def read(self, after: int, limit: int, *, seconds: float = API_SECONDS) -> list[Stored]:
+    async def read(self, after: int, limit: int, *, subject: str | None = None, seconds: float = API_SECONDS) -> list[Stored]:
         """The messages that follow sequence `after`, at most `limit` (and 1,000) of them. Leaves no consumer behind.
+
+        `subject`: a filter; those it does not match are passed over by the server.
 
         Raises NoStream, LogUnreachable.
         """
@@ -133,7 +135,8 @@ class EventLog:
         try:
             subscription = await self._client.subscribe(inbox, cb=take)
             try:
-                body = msgspec.json.encode({"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)})
+                query = {"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)}
+                body = msgspec.json.encode(query if subject is None else query | {"next_by_subj": subject})
                 await self._client.publish(f"$JS.API.DIRECT.GET.{STREAM}", body, reply=inbox)
                 status = await asyncio.wait_for(ended, seconds)
             finally:

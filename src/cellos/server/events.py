@@ -11,8 +11,9 @@ from cellos.errors import EventLogError
 from cellos.eventlog.api import STREAM
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.stored import Stored
+from cellos.server.filters import EVERYTHING, meets
 from cellos.server.hub import is_event
-from cellos.server.query import MAX_U64, read_query, unsigned
+from cellos.server.query import MAX_U64, bad_query, read_query, unsigned
 from cellos.server.replies import Reply, json_reply
 from cellos.server.state import ServerState, unavailable
 
@@ -27,8 +28,11 @@ _log = logging.getLogger("cellos.server.events")
 
 async def list_events(state: ServerState, scope: Scope, receive: Receive) -> Reply:
     """What follows `since`, and where to go on."""
-    query = read_query(scope["query_string"], ("since", "limit"))
+    query = read_query(scope["query_string"], ("since", "limit", "subject"))
     since = unsigned(query, "since") or 0
+    subject = query.get("subject") or None
+    if subject is not None and not meets(subject):
+        raise bad_query(f"subject: `{subject[:80]}` is no NATS filter of events, for example {EVERYTHING}")
     limit = min(unsigned(query, "limit") or DEFAULT_LIMIT, MAX_LIMIT)
     if state.phase == "alone":
         return json_reply(page_body([], max(state.cursor, since)))
@@ -36,7 +40,7 @@ async def list_events(state: ServerState, scope: Scope, receive: Receive) -> Rep
     if log is None:
         _log.warning("no connection to the event log yet", extra={"fields": {"stream": STREAM, "stage": "connect"}})
         raise unavailable()
-    read, info = await asyncio.gather(_read(log, since, limit), state.log_info(STAGE_SECONDS), return_exceptions=True)
+    read, info = await asyncio.gather(_read(log, since, limit, subject), state.log_info(STAGE_SECONDS), return_exceptions=True)
     if isinstance(read, EventLogError):
         _log.warning("cannot read the event log", extra={"fields": {"stream": STREAM, "stage": "read", "error": str(read)}})
         raise unavailable()
@@ -61,14 +65,14 @@ def page_body(events: list[Stored], cursor: int) -> bytes:
     return b'{"events":[%s],"cursor":%d}' % (rows, cursor)
 
 
-async def _read(log: EventLog, since: int, limit: int) -> list[Stored]:
+async def _read(log: EventLog, since: int, limit: int, subject: str | None) -> list[Stored]:
     """In pieces, so that no page of large events fills the memory. Raises EventLogError."""
     found: list[Stored] = []
     size = 0
     try:
         async with asyncio.timeout(STAGE_SECONDS):
             while len(found) < limit and size < PAGE_BYTES and since < MAX_U64:
-                piece = await log.read(since, min(_CHUNK, limit - len(found)), seconds=STAGE_SECONDS)
+                piece = await log.read(since, min(_CHUNK, limit - len(found)), subject=subject, seconds=STAGE_SECONDS)
                 if not piece:
                     break
                 found += piece

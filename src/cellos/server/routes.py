@@ -48,6 +48,7 @@ class Route(NamedTuple):
 _LIMIT = Parameter("limit", "integer", "how many at most; more than 1000 is 1000")
 _AFTER = Parameter("after", "string", "begin behind this id, which the Link header of the page before names")
 _SINCE = Parameter("since", "integer", "what follows this `seq`")
+_SUBJECT = Parameter("subject", "string", "a NATS filter, all events without it")
 
 ROUTES = (
     Route(
@@ -133,7 +134,7 @@ ROUTES = (
                 "events of the log, in its order",
                 200,
                 (400, 503),
-                (_SINCE, Parameter("limit", "integer", "how many at most, 100 without it; more than 1000 is 1000")),
+                (_SINCE, _SUBJECT, Parameter("limit", "integer", "how many at most, 100 without it; more than 1000 is 1000")),
                 "EventPage",
             ),
         ),
@@ -149,7 +150,7 @@ ROUTES = (
                 "a WebSocket: events as they come",
                 101,
                 (400, 426),
-                (_SINCE, Parameter("subject", "string", "a NATS filter, all events without it")),
+                (_SINCE, _SUBJECT),
             ),
         ),
     ),

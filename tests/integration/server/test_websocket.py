@@ -93,6 +93,15 @@ def test_what_no_client_could_read_is_left_out(api: Any, log: Any, listen: Any, 
     assert api.get("/v1/cells/good").status_code == 200
 
 
+def test_pages_of_one_subject(api: Any, log: Any, cell_event: Callable[..., bytes]) -> None:
+    log.write(*((f"cellos.events.runs.{'ab'[number % 2]}.m.1", cell_event(f"c{number}")) for number in range(250)))
+    page = api.get("/v1/events?limit=100&subject=cellos.events.runs.a.%3E").json()
+    assert [each["seq"] for each in page["events"]] == list(range(1, 200, 2))
+    rest = api.get(f"/v1/events?since={page['cursor']}&subject=cellos.events.runs.a.%3E").json()
+    assert [each["seq"] for each in rest["events"]] == list(range(201, 250, 2))
+    assert api.get("/v1/events?subject=cellos.events.runs.c.%3E").json()["events"] == []
+
+
 def test_since_resumes_without_gap_or_repetition(api: Any, log: Any, listen: Any, cell_event: Callable[..., bytes]) -> None:
     """While events are written all the time, at every stage of a client's way from the past to the present."""
     total = 3000
