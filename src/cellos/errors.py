@@ -9,6 +9,8 @@
     ├── HostBackendError       host_backend          the isolating backend failed
     │   └── MissingPrimitive   missing_primitive     this host lacks `primitive`; `cure` says what to change
     ├── EventSinkError         event_sink            an event could not be recorded
+    │   ├── EventRefused       event_refused         this very event will never be taken; another one may be
+    │   └── ProtocolError      nats_protocol         what came is not the protocol of NATS: the connection is of no use any more
     ├── SecretBrokerError      secret_broker         a secret could not be had; never holds a value
     ├── ExportError            export_sink           an artifact could not be read or delivered
     ├── LifecycleError         lifecycle             an illegal transition was attempted
@@ -123,6 +125,16 @@ class MissingPrimitive(HostBackendError):
 class EventSinkError(CellosError):
     code = "event_sink"
     prefix = "event sink"
+
+
+class EventRefused(EventSinkError):
+    """It is too large, or its id cannot be one."""
+
+    code = "event_refused"
+
+
+class ProtocolError(EventSinkError):
+    code = "nats_protocol"
 
 
 class SecretBrokerError(CellosError):

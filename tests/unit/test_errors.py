@@ -22,6 +22,8 @@ PRINTED = {
     errors.ConfigError("x"): ("config", "x"),
     HostBackendError("x"): ("host_backend", "host backend: x"),
     errors.EventSinkError("x"): ("event_sink", "event sink: x"),
+    errors.EventRefused("x"): ("event_refused", "event sink: x"),
+    errors.ProtocolError("x"): ("nats_protocol", "event sink: x"),
     errors.SecretBrokerError("x"): ("secret_broker", "secret broker: x"),
     errors.ExportError("x"): ("export_sink", "export sink: x"),
     errors.LifecycleError("x"): ("lifecycle", "lifecycle: x"),

@@ -99,7 +99,7 @@ def list_waiting(places: tuple[str, ...], *, as_json: bool) -> None:
 
 
 def _waiting(places: Sequence[str]) -> tuple[list[WaitingFile], list[WaitingFile]]:
-    """Files to send, and those whose run is not over. Raises EventSinkError, ConfigError."""
+    """Files to send, and those whose run is not over. Raises ConfigError."""
     from cellos.eventlog.replay import event_files, read_file
 
     files: list[WaitingFile] = []

@@ -8,7 +8,6 @@ thing that binds it is `parentRunId`, which is why one without it is refused unl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -26,42 +25,6 @@ UNIVERSAL = (
 )
 _PATH = "spec.authority.authorityDerivation"
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Valid:
-    """Signed by its role, and no more than the document declares."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExceedsGrantorEgress:
-    """An egress rule of the leaf is not declared; with the number of rules on either side."""
-
-    declared: int
-    claimed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExceedsGrantorSecrets:
-    """A secret of the leaf is not declared; with the number of secrets on either side."""
-
-    declared: int
-    claimed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class InvalidSignature:
-    """Not signed by its role, or nobody knows that role. `reason` is the printed error."""
-
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class MissingDerivationToken:
-    """The document carries none."""
-
-
-Outcome = Valid | ExceedsGrantorEgress | ExceedsGrantorSecrets | InvalidSignature | MissingDerivationToken
 
 
 def read_authority_keys(raw: bytes) -> dict[str, str]:
@@ -85,24 +48,6 @@ def verify_token(spec: CellSpec, keys: Mapping[str, str]) -> None:
     if (excess := capability_excess(token.leaf_capability, capability_of(spec.authority))) is not None:
         raise InvalidSpec(EXCEEDS, path=f"{_PATH}.leafCapability.{excess.field}")
     _verify_signature(token, keys)
-
-
-def assess(spec: CellSpec, keys: Mapping[str, str]) -> Outcome:
-    """The same checks as a value."""
-    token = spec.authority.authority_derivation
-    if token is None:
-        return MissingDerivationToken()
-    leaf, authority = token.leaf_capability, capability_of(spec.authority)
-    excess = capability_excess(leaf, authority)
-    if excess is not None and excess.field == "egressRules":
-        return ExceedsGrantorEgress(declared=len(authority.egress_rules), claimed=len(leaf.egress_rules))
-    if excess is not None:
-        return ExceedsGrantorSecrets(declared=len(authority.secret_refs), claimed=len(leaf.secret_refs))
-    try:
-        _verify_signature(token, keys)
-    except InvalidSpec as error:
-        return InvalidSignature(reason=str(error))
-    return Valid()
 
 
 def is_universal(token: AuthorityDerivation) -> bool:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
-from cellos.errors import CellosError, EventSinkError
+from cellos.errors import CellosError, EventRefused, EventSinkError
 from cellos.eventlog import nats
 from cellos.eventlog.breaker import Reconnecting
-from cellos.eventlog.jetstream import EventRefused, JetStreamEventSink, PubAck
+from cellos.eventlog.jetstream import JetStreamEventSink, PubAck
 from cellos.eventlog.nats import ACK_SECONDS, CONNECT_SECONDS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from cellos.errors import EventSinkError
+from cellos.errors import EventRefused, EventSinkError
 from cellos.eventlog.breaker import ATTEMPTS, Breaker, State, retry_pause
 
 
@@ -23,10 +23,6 @@ class PubAck(Struct, frozen=True, kw_only=True):
     sequence: int
     duplicate: bool = False
     """The stream had it already; `sequence` is that of the first one."""
-
-
-class EventRefused(EventSinkError):
-    """This very event will never be taken (it is too large); another one may be."""
 
 
 _TOO_LARGE = 10054

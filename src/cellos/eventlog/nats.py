@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from cellos.errors import EventSinkError, os_error_text
+from cellos.errors import EventRefused, EventSinkError, ProtocolError, os_error_text
 from cellos.eventlog import nats_protocol as protocol
-from cellos.eventlog.jetstream import EventRefused, PubAck, read_answer
+from cellos.eventlog.jetstream import PubAck, read_answer
 from cellos.eventlog.nats_url import Server, read_servers
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ class _Link:
             raise self.failure("the server closed the connection")
         try:
             self.heard.extend(self._parser.feed(data))
-        except protocol.ProtocolError as error:
+        except ProtocolError as error:
             raise self.failure(error.text) from error
 
 

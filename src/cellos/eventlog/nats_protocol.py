@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from cellos.errors import EventSinkError
+from cellos.errors import ProtocolError
 
 MAX_LINE_BYTES = 1 << 20
 """A server that lists the addresses of a large cluster in INFO writes long lines; nobody writes one like this."""
@@ -71,10 +71,6 @@ class ServerError(Struct, frozen=True):
 
 
 Event = Info | Message | Ping | Pong | Ok | ServerError
-
-
-class ProtocolError(EventSinkError):
-    """What came is not of the protocol: the connection is of no use any more."""
 
 
 class Parser:

@@ -21,9 +21,9 @@ import msgspec
 from msgspec import Struct
 
 from cellos.core.events import Event, parse_event
-from cellos.errors import EventSinkError, EvidenceError, os_error_text
+from cellos.errors import ConfigError, EventRefused, EventSinkError, EvidenceError, os_error_text
 from cellos.eventlog.dead_letters import SUFFIX, DeadLetter
-from cellos.eventlog.jetstream import EventRefused, PubAck
+from cellos.eventlog.jetstream import PubAck
 from cellos.eventlog.spool import keep_only
 
 RUNS_IN_FLIGHT = 64
@@ -93,7 +93,7 @@ class Replayed(Struct, kw_only=True):
 
 
 def event_files(places: Iterable[str]) -> list[str]:
-    """The files that are meant: each place itself, or the `*.jsonl` of a directory. Raises EventSinkError."""
+    """The files that are meant: each place itself, or the `*.jsonl` of a directory. Raises ConfigError."""
     found: list[str] = []
     for place in places:
         try:
@@ -103,17 +103,17 @@ def event_files(places: Iterable[str]) -> list[str]:
                 os.stat(place)
                 found.append(place)
         except OSError as error:
-            raise EventSinkError(f"cannot read {place}: {os_error_text(error)}") from error
+            raise ConfigError(f"cannot read {place}: {os_error_text(error)}") from error
     return list(dict.fromkeys(found))
 
 
 def read_file(path: str) -> WaitingFile | None:
-    """Everything about a file but its bytes; None where it is gone. Raises EventSinkError."""
+    """Everything about a file but its bytes; None where it is gone. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                raise EventSinkError(f"cannot replay {path}: not a regular file")
+                raise ConfigError(f"cannot replay {path}: not a regular file")
             entries: list[Entry] = []
             wrapped = False
             fault = None
@@ -130,7 +130,7 @@ def read_file(path: str) -> WaitingFile | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise EventSinkError(f"cannot read {path}: {os_error_text(error)}") from error
+        raise ConfigError(f"cannot read {path}: {os_error_text(error)}") from error
     kind: Kind = "dead letter" if wrapped else "spool" if _SPOOL_NAME.fullmatch(os.path.basename(path)) else "events"
     return WaitingFile(
         path=path, kind=kind, entries=tuple(entries), size=about.st_size, modified=about.st_mtime, inode=about.st_ino, fault=fault

@@ -11,9 +11,9 @@ from typing import Any
 import nats as nats_py
 import pytest
 
-from cellos.errors import EventSinkError
+from cellos.errors import EventRefused, EventSinkError
 from cellos.eventlog import nats
-from cellos.eventlog.jetstream import EventRefused, PubAck
+from cellos.eventlog.jetstream import PubAck
 from cellos.testing.nats_server import NatsServer
 
 SUBJECT = "cellos.events.v1"

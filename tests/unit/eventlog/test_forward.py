@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from cellos.errors import ConfigError, EventSinkError
+from cellos.errors import ConfigError, EventRefused, EventSinkError
 from cellos.eventlog.forward import NEVER_REACHED_SECONDS, Forwarder
-from cellos.eventlog.jetstream import EventRefused, PubAck
+from cellos.eventlog.jetstream import PubAck
 
 
 class FakeLink:

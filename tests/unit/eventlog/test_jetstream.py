@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from cellos.errors import EventSinkError
+from cellos.errors import EventRefused, EventSinkError
 from cellos.eventlog.breaker import Connected, Reconnecting
-from cellos.eventlog.jetstream import EventRefused, JetStreamEventSink, PubAck, read_answer, stream_command
+from cellos.eventlog.jetstream import JetStreamEventSink, PubAck, read_answer, stream_command
 
 
 class Clock:

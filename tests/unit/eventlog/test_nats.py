@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cellos.errors import EventSinkError
+from cellos.errors import EventRefused, EventSinkError
 from cellos.eventlog import nats
-from cellos.eventlog.jetstream import EventRefused, PubAck
+from cellos.eventlog.jetstream import PubAck
 
 INFO = b'INFO {"headers":true,"max_payload":1000}\r\n'
 

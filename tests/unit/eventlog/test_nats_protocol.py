@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cellos.errors import ProtocolError
 from cellos.eventlog import nats_protocol as protocol
-from cellos.eventlog.nats_protocol import Info, Message, Ok, Parser, Ping, Pong, ProtocolError, ServerError, ServerInfo
+from cellos.eventlog.nats_protocol import Info, Message, Ok, Parser, Ping, Pong, ServerError, ServerInfo
 
 TOKENS = st.text(alphabet="abcXYZ019._-$é", min_size=1, max_size=12)
 CHUNKS = st.lists(st.integers(1, 7), max_size=200)

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from cellos.core.events import Event, canonical_bytes
-from cellos.errors import EventSinkError
+from cellos.errors import ConfigError, EventRefused, EventSinkError
 from cellos.eventlog.dead_letters import DeadLetters
-from cellos.eventlog.jetstream import EventRefused, PubAck
+from cellos.eventlog.jetstream import PubAck
 from cellos.eventlog.replay import Identity, Replayed, WaitingFile, consume, event_files, read_file, replay
 
 
@@ -250,7 +250,7 @@ def test_directories_stand_for_their_files(tmp_path: Path) -> None:
     assert event_files([str(tmp_path), str(tmp_path / "notes.txt"), str(tmp_path / "b.jsonl")]) == [
         str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "notes.txt")
     ]
-    with pytest.raises(EventSinkError, match="No such file"):
+    with pytest.raises(ConfigError, match=r"^cannot read .*: No such file"):
         event_files([str(tmp_path / "missing")])
 
 
