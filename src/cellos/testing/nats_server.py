@@ -92,8 +92,13 @@ class NatsServer:
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """It keeps its connections and answers nothing, until `go_on`."""
+        """It keeps its connections and answers nothing, until `go_on`. The signal stops one thread after the other: all are waited for."""
         self._signal(signal.SIGSTOP)
+        deadline = time.monotonic() + START_SECONDS
+        while not stopped(self.pid):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"nats-server {self.pid} did not stop within {START_SECONDS:g} s")
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """After `pause`."""
@@ -127,6 +132,20 @@ class NatsServer:
             finally:
                 process.kill()
                 process.wait()
+
+
+def stopped(pid: int) -> bool:
+    """Whether every thread of a process stands still after SIGSTOP."""
+    return all(_state(f"/proc/{pid}/task/{thread}/stat") in {"T", ""} for thread in os.listdir(f"/proc/{pid}/task"))
+
+
+def _state(path: str) -> str:
+    """The letter of a thread; none where it is gone."""
+    try:
+        with open(path) as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _port(path: str) -> int | None:
