@@ -41,6 +41,7 @@ Examples:
   cellos events audit.jsonl --json       every run in a file, one JSON object each
   ssh host cat audit.jsonl | cellos events -
   cellos events audit.jsonl --keys keys.json --require-signed
+  cellos events --formation word-count   every run of a formation's members, from the control plane
   cellos events --follow                 what happens from now on, wherever it happens
   cellos events --follow --since 0       and all that did
 
@@ -60,6 +61,7 @@ that are not given.
 @click.option("--keys", metavar="FILE", help="Check signatures with the public keys in FILE: a JSON object, key id to base64url.")
 @click.option("--hmac-keys", metavar="FILE", help="The same with shared keys, for events signed with HMAC.")
 @click.option("--require-signed", is_flag=True, help="An event that is not signed is a fault.")
+@click.option("--formation", metavar="NAME|ID", help="The record of all runs of a formation, as the control plane's log has it.")
 @click.option("-f", "--follow", "following", is_flag=True, help="Show the events of the control plane as they come, until Ctrl-C.")
 @click.option("--since", type=click.IntRange(0, (1 << 64) - 1), metavar="SEQ", help="With --follow: the events behind that one, too.")
 @click.option("--subject", metavar="FILTER", help="With --follow: events on these subjects only; * is one token, > the rest.")
@@ -73,6 +75,7 @@ def events(
     keys: str | None,
     hmac_keys: str | None,
     require_signed: bool,
+    formation: str | None,
     following: bool,
     since: int | None,
     subject: str | None,
@@ -85,24 +88,47 @@ def events(
     the latest run.
     """
     if following:
-        if source or head or keys or hmac_keys or require_signed:
+        if source or head or keys or hmac_keys or require_signed or formation:
             raise click.UsageError("--follow shows the events of a control plane: no file and no check of a record goes with it", ctx)
         from cellos.cli.follow import follow
 
         follow(server, token_file, since=since, subject=subject, as_json=as_json)
-    if any(option is not None for option in (since, subject, server, token_file)):
-        raise click.UsageError("--since, --subject, --server and --token-file go with --follow", ctx)
+    if since is not None or subject is not None:
+        raise click.UsageError("--since and --subject go with --follow", ctx)
+    if formation is None and (server is not None or token_file is not None):
+        raise click.UsageError("--server and --token-file go with --follow and --formation", ctx)
+    if formation is not None and source is not None:
+        raise click.UsageError("give a file or a run, or --formation", ctx)
     if head is not None and (len(head) != 64 or not _HEX_DIGITS.issuperset(head)):
         raise click.UsageError("--head takes a sha256: 64 hex digits, lower case", ctx)
     demand = signatures(os.environ, keys=keys, hmac_keys=hmac_keys, require=require_signed)
-    path = source if source == "-" else find(source, os.environ)
-    with _open(path) as file:
+    path = "-" if formation is not None or source == "-" else find(source, os.environ)
+    with _open(path) if formation is None else fetched(formation, server, token_file) as file:
         record = check(file, head=head, demand=demand)
         if not record.report.runs and not record.report.faults:
-            raise EvidenceError(f"no run in {_shown(path)}: {record.report.loose} events, none of them of a run")
+            where = _shown(path) if formation is None else f"the record of formation {formation}"
+            raise EvidenceError(f"no run in {where}: {record.report.loose} events, none of them of a run")
         print_record = print_json if as_json else print_text
         print_record(record, file, sys.stdout)
     ctx.exit(0 if record.report.verified else 1)
+
+
+def fetched(formation: str, server: str | None, token_file: str | None) -> IO[bytes]:
+    """All events of a formation's runs, in the order of the log, as a file. Raises ServerError."""
+    from tempfile import TemporaryFile
+
+    from cellos.cli.control_plane import connected
+    from cellos.core.formation.runs import runs_of
+
+    file = TemporaryFile()  # noqa: SIM115  # the caller closes it
+    with connected(server, token_file) as control_plane:
+        subject = runs_of(control_plane.formation(formation)["id"])
+        cursor = 0
+        while page := control_plane.events(since=cursor, limit=1000, subject=subject).events:
+            file.writelines(bytes(entry.event) + b"\n" for entry in page)
+            cursor = page[-1].seq
+    file.seek(0)
+    return file
 
 
 def find(source: str | None, environment: Mapping[str, str]) -> str:
