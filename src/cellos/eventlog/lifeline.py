@@ -1,9 +1,9 @@
 """A program of its own: runs another one, and ends it when its own standard input ends, which is when whoever started it is gone.
 
-    python -I -S lifeline.py [--listen=DESCRIPTOR] PROGRAM ARGUMENT…
+    python -I -S lifeline.py [--grace=SECONDS] [--listen=DESCRIPTOR] PROGRAM ARGUMENT…
 
-Asked to go, by end of file or SIGTERM, it lets the program end in order (SIGTERM) for GRACE_SECONDS, then kills it. If it is killed itself,
-the kernel kills the program: this process has one thread, so PR_SET_PDEATHSIG, which follows threads, can be relied on here.
+Asked to go, by end of file or SIGTERM, it lets the program end in order (SIGTERM) for GRACE_SECONDS or what is given, then kills it. If it
+is killed itself, the kernel kills the program: this process has one thread, so PR_SET_PDEATHSIG, which follows threads, can be relied on.
 A socket that listens is handed to the program as systemd does it (cellos/http/listener.py).
 Exit code: the program's, 128 and the signal that ended it, 127 where it could not be started.
 """
@@ -29,7 +29,13 @@ def main(argv: list[str]) -> int:
     def asked(*_: object) -> None:
         raise _Asked
 
-    listener = int(argv.pop(0).partition("=")[2]) if argv[0].startswith("--listen=") else None
+    grace, listener = GRACE_SECONDS, None
+    while argv[0].startswith("--"):
+        name, _, value = argv.pop(0).partition("=")
+        if name == "--grace":
+            grace = float(value)
+        else:
+            listener = int(value)
     libc = ctypes.CDLL(None, use_errno=True)
     own = os.getpid()
     program = os.fork()
@@ -49,7 +55,7 @@ def main(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for number in (signal.SIGCONT, signal.SIGTERM):
         signal.pidfd_send_signal(ended, number) if not _over(ended, 0) else None
-    if not _over(ended, GRACE_SECONDS):
+    if not _over(ended, grace):
         signal.pidfd_send_signal(ended, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     return code if code >= 0 else 128 - code
