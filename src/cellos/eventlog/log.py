@@ -6,12 +6,10 @@ server went away between the two. `settle` turns the third, and the refusals tha
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import uuid
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -22,11 +20,11 @@ from nats.aio.client import Client
 from cellos.errors import EventLogError, LogUnreachable, MessageRefused, NoStream, OutcomeUnknown
 from cellos.eventlog.api import API_SECONDS, NO_MESSAGE, STREAM, Ack, ask, read_ack, without_prefix
 from cellos.eventlog.batch import Message, batch_headers, headers, wire_size
-from cellos.eventlog.stored import Cursor, Stored
+from cellos.eventlog.pages import MAX_PAGE_MESSAGES, read_page
+from cellos.eventlog.stored import Cursor, Stored, nanoseconds
 from cellos.eventlog.stream import stream_info
 
 ACK_SECONDS = 5.0
-MAX_PAGE_MESSAGES = 1_000
 _LARGEST = 2**64 - 1
 _NOT_SENT = (
     nats_errors.OutboundBufferLimitError,
@@ -35,8 +33,6 @@ _NOT_SENT = (
     nats_errors.ConnectionReconnectingError,
 )
 _UNFIT = (nats_errors.BadSubjectError, nats_errors.MaxPayloadError, nats_errors.BadHeaderError)
-_ADDED = ("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp", "Nats-Num-Pending", "Nats-Last-Sequence")
-"""What a server adds to a message that it gives directly."""
 
 
 class EventLog:
@@ -119,36 +115,8 @@ class EventLog:
         """
         if limit < 1:
             return []
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        page: list[Stored] = []
-
-        async def take(message: Any) -> None:
-            found = message.headers or {}
-            if ended.done():
-                return
-            if "Nats-Sequence" in found:
-                page.append(_direct(found, message.data))
-            else:
-                ended.set_result(found.get("Status", ""))
-
-        inbox = self._client.new_inbox()
-        try:
-            subscription = await self._client.subscribe(inbox, cb=take)
-            try:
-                query = {"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)}
-                body = msgspec.json.encode(query if subject is None else query | {"next_by_subj": subject})
-                await self._client.publish(f"$JS.API.DIRECT.GET.{STREAM}", body, reply=inbox)
-                status = await asyncio.wait_for(ended, seconds)
-            finally:
-                await subscription.unsubscribe()
-        except (nats_errors.Error, OSError, TimeoutError) as error:
-            why = "no answer in time" if isinstance(error, TimeoutError) else without_prefix(error)
-            raise LogUnreachable(f"read {STREAM}: {why}") from error
-        if status == "503":
-            raise NoStream(f"read {STREAM}: nobody answers; is there such a stream, with allow_direct?")
-        if status not in {"204", "404"}:  # end of batch; nothing there
-            raise EventLogError(f"read {STREAM}: status {status[:20]!r}")
-        return page
+        query = {"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)}
+        return await read_page(self._client, STREAM, query, seconds=seconds)
 
     async def _commit(self, subject: str, payload: bytes, block: dict[str, str], seconds: float) -> Ack:
         try:
@@ -204,20 +172,3 @@ def read_message(payload: bytes) -> Stored:
         data=base64.b64decode(found.data),
         time=nanoseconds(found.time),
     )
-
-
-def _direct(found: Mapping[str, str], data: bytes) -> Stored:
-    own = "".join(f"{name}: {value}\r\n" for name, value in found.items() if name not in _ADDED)
-    return Stored(
-        sequence=int(found["Nats-Sequence"]),
-        subject=found["Nats-Subject"],
-        headers=f"NATS/1.0\r\n{own}\r\n".encode() if own else b"",
-        data=data,
-        time=nanoseconds(found["Nats-Time-Stamp"]),
-    )
-
-
-def nanoseconds(text: str) -> int:
-    """Since 1970, of a time as a NATS server writes it: RFC 3339 in UTC, up to nine places."""
-    whole, _, fraction = text.removesuffix("Z").partition(".")
-    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)

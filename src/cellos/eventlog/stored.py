@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from hashlib import sha256
 
 from msgspec import Struct
@@ -45,3 +46,9 @@ class Cursor(Struct, frozen=True, kw_only=True):
     stream_created: str
     sequence: int
     digest: str
+
+
+def nanoseconds(text: str) -> int:
+    """Since 1970, of a time as a NATS server writes it: RFC 3339 in UTC, up to nine places."""
+    whole, _, fraction = text.removesuffix("Z").partition(".")
+    return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)
