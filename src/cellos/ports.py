@@ -80,7 +80,8 @@ class Command(Struct, frozen=True, kw_only=True):
     """One program to run in a cell. `environment` is complete: nothing is inherited.
 
     `deadline_seconds` counts from the start of the program. At the deadline, or when `interrupt` (a descriptor) becomes readable,
-    the tree gets SIGTERM, `grace_seconds` of time, and SIGKILL; a grace of 0 is SIGKILL at once.
+    the tree gets SIGTERM, `grace_seconds` of time, and SIGKILL; a grace of 0 is SIGKILL at once. So is, at any time, an `interrupt` that is
+    a pipe without a writer: whoever could still wait is gone.
     `stdin` is a descriptor that is relayed through a pipe; None is /dev/null.
     """
 

@@ -273,17 +273,19 @@ class Relay:
         while True:
             left = min(limit - time.monotonic(), _LONGEST_POLL_SECONDS)
             timeout = max(0, math.ceil(left * 1000))
-            ready = self._poll(process, gone=gone, stopping=stopping, timeout=timeout)
+            ready = self._poll(process, gone=gone, stopping=stopping, killed=killed, timeout=timeout)
             if ready is None:
                 return ended
-            interrupted = command.interrupt in ready and not stopping
-            if interrupted or (not ready and time.monotonic() >= limit):
+            interrupt = 0 if command.interrupt is None else ready.get(command.interrupt, 0)
+            interrupted = interrupt != 0 and not stopping
+            at_once = bool(interrupt & select.POLLHUP)
+            if interrupted or at_once or (not ready and time.monotonic() >= limit):
                 if gone:
                     self._abandon()
                     return ended
                 if killed:
                     return "lost"
-                asking = not stopping and command.grace_seconds > 0
+                asking = not stopping and not at_once and command.grace_seconds > 0
                 if not stopping:
                     ended = "interrupted" if interrupted else "deadline"
                     stopping = True
@@ -312,8 +314,8 @@ class Relay:
         for flow in self._outflows:
             flow.truncated = True
 
-    def _poll(self, process: Process, *, gone: bool, stopping: bool, timeout: int) -> set[int] | None:
-        """Wait for anything, move what can be moved, return what was ready; None when all is over."""
+    def _poll(self, process: Process, *, gone: bool, stopping: bool, killed: bool, timeout: int) -> dict[int, int] | None:
+        """Wait for anything, move what can be moved, return what was ready, and for what; None when all is over."""
         all_flows: list[_Outflow | _Inflow] = [*self._outflows, *([self._inflow] if self._inflow else [])]
         flows = {flow: wanted for flow in all_flows if (wanted := flow.wants())}
         if gone and not flows:
@@ -325,9 +327,9 @@ class Relay:
             poll.register(process.pidfd, select.POLLIN)
         if process.control is not None:
             poll.register(process.control, select.POLLIN)
-        if self._command.interrupt is not None and not stopping:
-            poll.register(self._command.interrupt, select.POLLIN)
-        ready = {descriptor for descriptor, _ in poll.poll(timeout)}
+        if self._command.interrupt is not None and not killed:
+            poll.register(self._command.interrupt, 0 if stopping else select.POLLIN)  # that it was hung up is told in any case
+        ready = dict(poll.poll(timeout))
         for flow, (descriptor, _) in flows.items():
             if descriptor in ready:
                 flow.move()

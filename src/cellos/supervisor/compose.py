@@ -1,7 +1,8 @@
 """Putting a run together: configuration and a document in, a finished run out.
 
 `open_host` makes what all runs of a process share (state directory, backend, the operator's files) and ends what dead supervisors left.
-`execute` does one run: authority, policies, admission, record, sinks, `run_cell`, and what stays afterwards.
+`execute` does one run: authority, policies, admission, record, sinks, `run_cell`, and what stays afterwards. A node, whose events go
+another way, puts the same parts together: `open_stores`, `admit`, `make_emitter`, `make_deps`.
 """
 
 import os
@@ -18,13 +19,13 @@ from cellos.core.evidence.chain import NONCE_BYTES, Chain
 from cellos.core.observations import command_output
 from cellos.errors import ConfigError, EventSinkError
 from cellos.eventlog.spool import Spool, keep_only, read_lines, require_room
-from cellos.ports import ArtifactStore, CellBackend, Listener, Output, SecretBroker
+from cellos.ports import ArtifactStore, CellBackend, EventSink, Listener, Output, SecretBroker
 from cellos.supervisor import admission, records, trust
 from cellos.supervisor.config import BACKENDS, SETTINGS_ONLY, Config, Fallback, refuse_fallbacks
 from cellos.supervisor.emitter import Emitter, Signer
 from cellos.supervisor.records import RunRecord
 from cellos.supervisor.report import Reporting
-from cellos.supervisor.run import CellOutcome, Deps, Recorder, Session, Stores, run_cell
+from cellos.supervisor.run import TERMINATED, CellOutcome, Deps, Recorder, Session, Stores, run_cell
 from cellos.supervisor.sinks import Sinks, Unacknowledged, open_sinks
 from cellos.supervisor.state import StateDirectory, open_state_directory
 from cellos.supervisor.trust import Grant, Rejected, Trust
@@ -49,13 +50,20 @@ class Host(msgspec.Struct, kw_only=True):
     notices: list[Draft]
 
 
-def open_host(config: Config, launcher: "Launcher | None", warn: Callable[[str], None]) -> Host:
+def open_host(
+    config: Config,
+    launcher: "Launcher | None",
+    warn: Callable[[str], None],
+    *,
+    state: StateDirectory | None = None,
+    lost: str = records.LOST,
+) -> Host:
     """Find the state directory, make the backend, read the operator's files, end the runs of dead supervisors.
 
-    `warn` gets lines for people. Raises CellosError.
+    `warn` gets lines for people. `lost` is the reason of a run that was left unfinished. Raises CellosError.
     """
     signer = read_signer(config)
-    state = open_state_directory(config.environment)
+    state = state or open_state_directory(config.environment)
     made: dict[str, CellBackend] = {}
 
     def backend_of(kind: str) -> CellBackend | None:
@@ -71,7 +79,7 @@ def open_host(config: Config, launcher: "Launcher | None", warn: Callable[[str],
     if config.backend == "stub":
         warn(STUB_WARNING)
     files = trust.load(config, time.time_ns)
-    sweeper = records.Sweeper(backend_of=backend_of, now_ns=time.time_ns, random=os.urandom, signer=signer, warn=warn)
+    sweeper = records.Sweeper(backend_of=backend_of, now_ns=time.time_ns, random=os.urandom, signer=signer, warn=warn, reason=lost)
     for swept in records.sweep(state.runs, sweeper):
         warn(f"run {swept.run_id} (cell {swept.cell_id}) was left unfinished by its supervisor; its record is complete now")
     return Host(config=config, state=state, backend=backend, trust=files, signer=signer, warn=warn, notices=list(files.notices))
@@ -186,7 +194,10 @@ def execute(host: Host, order: Order) -> Finished:
     spec = granted.document.spec
     run = run_identity(spec, order.spec_hash, order.run_id or new_run_id())
     fallbacks: list[Fallback] = []
-    with _stores(order, spec, config, fallbacks) as stores, open_sinks(config, run, fallbacks, record_stays=order.keep_evidence) as sinks:
+    with (
+        open_stores(order, spec, config, fallbacks) as stores,
+        open_sinks(config, run, fallbacks, record_stays=order.keep_evidence) as sinks,
+    ):
         if config.strict:
             refuse_fallbacks(fallbacks)
         for fallback in fallbacks:
@@ -194,14 +205,7 @@ def execute(host: Host, order: Order) -> Finished:
         notices, host.notices = host.notices, []
         alone = _emit_alone(host, sinks, notices)
         try:
-            trust.check_policies(run, spec, config, host.trust)
-            granted = trust.bounded(granted, host.trust)
-            admission.admit(granted.document.spec, host.backend)
-            stores.check()
-            check_output(config)
-            require_room(host.state.spool)
-            trust.count_cell(run, host.trust, lambda subject, most: _within_rate(host, subject, most))
-            finished = _run_recorded(host, order, granted, run, stores, sinks)
+            finished = _run_recorded(host, order, admit(host, granted, run, stores), run, stores, sinks)
         except Rejected as rejection:
             try:
                 alone += _emit_alone(host, sinks, [rejection.draft])
@@ -212,6 +216,21 @@ def execute(host: Host, order: Order) -> Finished:
             if alone:
                 _settle(host, sinks, alone)
         return finished
+
+
+def admit(host: Host, granted: Grant, run: RunIdentity, stores: Stores) -> Grant:
+    """Hold a run against everything that may refuse it; the rate comes last, as it counts. What is granted in the end.
+
+    Raises Rejected, with the event that says so, and other CellosErrors.
+    """
+    trust.check_policies(run, granted.document.spec, host.config, host.trust)
+    granted = trust.bounded(granted, host.trust)
+    admission.admit(granted.document.spec, host.backend)
+    stores.check()
+    check_output(host.config)
+    require_room(host.state.spool)
+    trust.count_cell(run, host.trust, lambda subject, most: _within_rate(host, subject, most))
+    return granted
 
 
 class _OneStore:
@@ -236,7 +255,8 @@ class _OneStore:
         """Nothing was opened."""
 
 
-def _stores(order: Order, spec: CellSpec, config: Config, fallbacks: list[Fallback]) -> "Targets | _OneStore":
+def open_stores(order: Order, spec: CellSpec, config: Config, fallbacks: list[Fallback]) -> "Targets | _OneStore":
+    """Where the artifacts of a run go. Use with `with`. Raises ConfigError."""
     if order.artifacts is not None or spec.export is None:
         return _OneStore(order.artifacts)
     from cellos.artifacts.targets import open_targets
@@ -257,7 +277,7 @@ def _emit_alone(host: Host, sinks: Sinks, drafts: Sequence[Draft]) -> list[str]:
     if not drafts:
         return []
     spool = Spool(_new_file(host, sinks, os.urandom(8).hex()))
-    emitter = _emitter(host, None, spool, sinks)
+    emitter = make_emitter(host, None, spool, sinks.outlets)
     try:
         for draft in drafts:
             emitter.emit(draft)
@@ -293,11 +313,12 @@ def _new_file(host: Host, sinks: Sinks, name: str) -> str:
     return f"{host.state.evidence if sinks.none_at_all else host.state.spool}/{name}.jsonl"
 
 
-def _emitter(host: Host, chain: Chain | None, spool: Spool, sinks: Sinks) -> Emitter:
+def make_emitter(host: Host, chain: Chain | None, spool: Spool, outlets: Sequence[EventSink]) -> Emitter:
+    """What makes events final, with the host's redaction and signature."""
     return Emitter(
         chain=chain,
         spool=spool,
-        sinks=sinks.outlets,
+        sinks=outlets,
         redacted_fields=host.config.redacted_fields,
         signer=host.signer,
         now_ns=time.time_ns,
@@ -329,9 +350,9 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
         except BaseException:
             held.remove()
             raise
-        emitter = _emitter(host, Chain.first(run.run_id, run.spec_hash, os.urandom(NONCE_BYTES).hex()), spool, sinks)
+        emitter = make_emitter(host, new_chain(run), spool, sinks.outlets)
         try:
-            outcome = run_cell(granted.document, _deps(host, order, granted, record, emitter, stores))
+            outcome = run_cell(granted.document, make_deps(host, order, granted, run, key, emitter, stores))
         finally:
             spool.close()
             unacknowledged = sinks.finish()
@@ -349,22 +370,21 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
         held.leave()
 
 
-def _deps(
-    host: Host,
-    order: Order,
-    granted: Grant,
-    record: RunRecord,
-    emitter: Emitter,
-    stores: Stores,
-) -> Deps:
-    config, run = host.config, record.run
+def new_chain(run: RunIdentity) -> Chain:
+    """The chain of a run that begins."""
+    return Chain.first(run.run_id, run.spec_hash, os.urandom(NONCE_BYTES).hex())
+
+
+def make_deps(host: Host, order: Order, granted: Grant, run: RunIdentity, key: str, emitter: Emitter, stores: Stores) -> Deps:
+    """Everything that `run_cell` needs beside the document that is granted."""
+    config = host.config
     return Deps(
         backend=host.backend,
         events=emitter,
         broker=order.broker,
         stores=stores,
         run=run,
-        key=record.key,
+        key=key,
         environment=command_environment(host.backend.kind),
         reporting=_reporting(config, order.document.spec),
         derivation=granted.derivation,
@@ -378,7 +398,7 @@ def _deps(
         stdout=order.stdout,
         stderr=order.stderr,
         interrupt=order.interrupt,
-        stopping=lambda: order.interrupt is not None and _readable(order.interrupt),
+        stop_reason=lambda: TERMINATED if order.interrupt is not None and _readable(order.interrupt) else None,
         monotonic=time.monotonic,
     )
 

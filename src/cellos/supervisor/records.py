@@ -75,6 +75,8 @@ class Sweeper(msgspec.Struct, frozen=True, kw_only=True):
     signer: Signer | None = None
     warn: Callable[[str], None]
     """Gets a line for people about what could not be done."""
+    reason: str = LOST
+    """Of the ends that it writes."""
 
 
 class Swept(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +191,7 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
     if last is None or parse_event(last).type != events.DESTROYED:
         spool = Spool(record.spool, resume=True)
         try:
-            Emitter(chain=chain, spool=spool, signer=by.signer, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue))
+            Emitter(chain=chain, spool=spool, signer=by.signer, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue, by.reason))
         finally:
             spool.close()
     if record.jsonl is not None:
@@ -202,12 +204,12 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
         _unlink(record.spool)
 
 
-def _lost(record: RunRecord, residue: tuple[Residue, ...]) -> Draft:
+def _lost(record: RunRecord, residue: tuple[Residue, ...], reason: str) -> Draft:
     draft = events.destroyed(
         record.run,
         ttl_seconds=record.ttl_seconds,
         outcome="failed",
-        reason=LOST,
+        reason=reason,
         residue_class="documented_exception" if residue else "none",
         residue_exception=residue,
     )

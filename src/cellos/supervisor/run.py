@@ -101,8 +101,8 @@ class Deps(Struct, frozen=True, kw_only=True):
     stdout: Output = Output()
     stderr: Output = Output()
     interrupt: int | None = None
-    stopping: Callable[[], bool] = lambda: False
-    """Whether the run was asked to stop."""
+    stop_reason: Callable[[], str | None] = lambda: None
+    """Why the run is to stop, once somebody asked for it."""
     monotonic: Callable[[], float]
     """Seconds."""
 
@@ -145,13 +145,13 @@ def run_cell(document: ExecutionCell, deps: Deps) -> CellOutcome:
         if spec.run is not None:
             _run_command(cell, spec, spec.run, secrets, deps, notes)
         for artifact in (spec.export and spec.export.artifacts) or ():
-            if deps.stopping():
-                raise _RunError(TERMINATED)
+            _go_on(deps, notes)
             notes.receipts.append(_deliver(cell, artifact, secrets, deps, notes.started_id))
     except CellosError as error:
         notes.fail(str(error))
     except BaseException as error:
-        notes.fail(TERMINATED if isinstance(error, KeyboardInterrupt) else f"internal error: {type(error).__name__}")
+        notes.interrupted = isinstance(error, KeyboardInterrupt)
+        notes.fail(TERMINATED if notes.interrupted else f"internal error: {type(error).__name__}")
         raise
     finally:
         _tear_down(cell, spec, deps, notes)
@@ -162,7 +162,7 @@ def run_cell(document: ExecutionCell, deps: Deps) -> CellOutcome:
         reason=notes.reason,
         command=notes.command,
         timed_out=notes.timed_out,
-        interrupted=notes.reason == TERMINATED,
+        interrupted=notes.interrupted,
         isolation=cell.isolation,
         residue=notes.residue,
         events=deps.events.count,
@@ -182,6 +182,7 @@ class _Notes:
         self.exit_code: int | None = None
         """As events tell it: -1 where a command has none, None where none came to its end."""
         self.timed_out: Deadline | None = None
+        self.interrupted = False
         self.identity: Identity | None = None
         """The one that was materialized."""
         self.fetched: frozenset[str] | None = None
@@ -202,6 +203,14 @@ class _RunError(CellosError):
     """A failure whose whole text is the contract's reason."""
 
     code = "run"
+
+
+def _go_on(deps: Deps, notes: _Notes) -> None:
+    """Unless the run was asked to stop: then there is nothing more to begin."""
+    reason = deps.stop_reason()
+    if reason is not None:
+        notes.interrupted = True
+        raise _RunError(reason)
 
 
 def _declare(cell: LiveCell, spec: CellSpec, deps: Deps) -> None:
@@ -358,7 +367,7 @@ def _complete(result: CommandResult, spec: CellSpec, run: Run, limit: Deadline, 
         try:
             deps.events.emit(completed)
         finally:
-            _judge(result, spawn_error, notes)
+            _judge(result, spawn_error, deps, notes)
 
 
 def _spawn_error(result: CommandResult, limit: Deadline) -> str | None:
@@ -374,9 +383,10 @@ def _spawn_error(result: CommandResult, limit: Deadline) -> str | None:
             return result.spawn_error
 
 
-def _judge(result: CommandResult, spawn_error: str | None, notes: _Notes) -> None:
+def _judge(result: CommandResult, spawn_error: str | None, deps: Deps, notes: _Notes) -> None:
     if result.ended == "interrupted":
-        notes.fail(TERMINATED)
+        notes.interrupted = True
+        notes.fail(deps.stop_reason() or TERMINATED)
     elif spawn_error is not None:
         notes.fail(f"command spawn: {spawn_error}")
     elif result.exit_code != 0:

@@ -509,6 +509,25 @@ def test_an_interrupt_stops_the_command(process: FakeProcess, pipe: Pipe, grace:
     assert [what for what, _ in process.asked] == asked
 
 
+@pytest.mark.parametrize(("said", "asked"), [(b"", ["kill"]), (b"x", ["terminate", "kill"])])
+def test_an_interrupt_without_a_writer_kills_at_once(process: FakeProcess, said: bytes, asked: list[str]) -> None:
+    """Also in the time that an earlier request left the command."""
+    reading, writing = os.pipe()
+    os.write(writing, said)
+
+    def hang_up(ends: list[int]) -> None:
+        while [what for what, _ in process.asked] != asked[:-1]:
+            time.sleep(0.001)
+        os.close(writing)
+        until_ended(process)
+
+    try:
+        assert play(process, command(interrupt=reading, grace_seconds=3600.0), hang_up)[0] == "interrupted"
+    finally:
+        os.close(reading)
+    assert [what for what, _ in process.asked] == asked
+
+
 def test_a_deadline_during_the_grace_of_an_interrupt_changes_nothing(process: FakeProcess, pipe: Pipe) -> None:
     os.write(pipe.writing, b"s")
     order = command(interrupt=pipe.reading, grace_seconds=0.2, deadline_seconds=0.05)

@@ -21,7 +21,7 @@ from cellos.supervisor.admission import program_check
 from cellos.supervisor.compose import _open_session
 from cellos.supervisor.emitter import Emitter
 from cellos.supervisor.report import Reporting
-from cellos.supervisor.run import CellOutcome, Deps, run_cell
+from cellos.supervisor.run import TERMINATED, CellOutcome, Deps, run_cell
 from cellos.testing.backend import UNPRIVILEGED, FakeBackend, Step
 from cellos.testing.sink import RecordingSink
 
@@ -202,15 +202,15 @@ def stop(bench: Bench) -> Iterator[int]:
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
 
-    def stopping() -> bool:
+    def stop_reason() -> str | None:
         try:
-            asked = os.read(reading, 1) != b""
+            os.read(reading, 1)
         except BlockingIOError:
-            return False
+            return None
         os.write(writing, b"x")
-        return asked
+        return TERMINATED
 
-    bench.more |= {"interrupt": reading, "stopping": stopping}
+    bench.more |= {"interrupt": reading, "stop_reason": stop_reason}
     yield writing
     os.close(reading)
     os.close(writing)
