@@ -25,7 +25,15 @@ CLAIMED = PREFIX + "run.v1.claimed"
 VOID = PREFIX + "run.v1.void"
 
 NODE_LOST = "node_lost"
-"""The reason of `destroyed` where a controller closed a run because its node was gone."""
+"""The reason of `destroyed` where a controller closed a run because its node was gone, or a node did because its lease was."""
+NODE_DRAINED = "node_drained"
+"""Where a node that was to end could not wait any longer."""
+NODE_RESTARTED = "node_restarted"
+"""Where a node found the run unfinished by its former life."""
+LOST_REASONS = frozenset({NODE_LOST, NODE_DRAINED, NODE_RESTARTED})
+"""The program is not to blame: such an end counts as a lost node, not as a failure."""
+CANCELLED = "cancelled"
+"""The reason of `destroyed` where a node ended a run because its formation is to end."""
 
 WorkClass = Literal["base", "limits", "egress"]
 WORK_CLASSES: tuple[WorkClass, ...] = get_args(WorkClass)
