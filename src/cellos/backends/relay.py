@@ -31,7 +31,7 @@ _KEPT_CONTROLS = "\n\t\r"
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
-class _Escaper:
+class Escaper:
     r"""Untrusted bytes to text that a terminal only shows: control characters, in all their encodings, become `\x1b` and the like."""
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class _Outflow:
         self.piece = _CHUNK if stat.S_ISREG(mode) else _PIPE_BUF
         if self.target is not None and (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
             self._open_anew(self.target)
-        self.escape = _Escaper() if output.escape else None
+        self.escape = Escaper() if output.escape else None
 
     def _open_anew(self, target: int) -> None:
         """A non-blocking description of the same pipe or terminal: that it polls writable does not say that it takes what we write, as
