@@ -20,7 +20,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cellos.backends.relay import Relay, _Escaper
+from cellos.backends.relay import Escaper, Relay
 from cellos.errors import HostBackendError
 from cellos.ports import Command, Output
 
@@ -574,7 +574,7 @@ def test_what_comes_over_control_is_heard_before_the_end(process: FakeProcess, p
 
 
 def escape(*chunks: bytes) -> bytes:
-    escaper = _Escaper()
+    escaper = Escaper()
     return b"".join(escaper(chunk) for chunk in chunks) + escaper(b"", final=True)
 
 
