@@ -52,3 +52,13 @@ def nanoseconds(text: str) -> int:
     """Since 1970, of a time as a NATS server writes it: RFC 3339 in UTC, up to nine places."""
     whole, _, fraction = text.removesuffix("Z").partition(".")
     return int(datetime.fromisoformat(f"{whole}+00:00").timestamp()) * 1_000_000_000 + int(fraction.ljust(9, "0") or 0)
+
+
+def read_headers(block: bytes) -> dict[str, str]:
+    """A header block as a mapping; of a name that comes twice, the last."""
+    found: dict[str, str] = {}
+    for line in block.decode("utf-8", "replace").split("\r\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            found[name] = value.strip()
+    return found

@@ -1,0 +1,275 @@
+"""The work queue of nodes: the stream CELLOS_WORK takes what is dispatched from the log, and gives each message to one node, until it acks.
+
+There is one durable consumer per pool and class, shared by all nodes that can run such work. A message is a hint and no promise: it may
+come twice, or late, or of an attempt that somebody else runs; the claim in the log decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from nats import errors as nats_errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from cellos.core.formation.runs import WORK_CLASSES, WORK_PREFIX, WorkClass, token, work_filter
+from cellos.errors import EventLogError, LogUnreachable
+from cellos.eventlog.api import STREAM as LOG_STREAM
+from cellos.eventlog.api import ask, without_prefix
+from cellos.eventlog.connect import pause
+from cellos.eventlog.side_stream import NANO, ensure_side_stream
+
+STREAM = "CELLOS_WORK"
+MAX_AGE_SECONDS = 31 * 24 * 3600
+"""Longer than a formation may take."""
+ACK_WAIT_SECONDS = 30
+"""After which a message that nobody answered goes to another node."""
+PULL_SECONDS = 5.0
+"""How long a pull stays with the server. A lost one is asked for again after that."""
+_CHECK_SECONDS = 0.5
+
+
+class WorkItem:
+    """A message. One that is not answered within ACK_WAIT_SECONDS comes again, here or elsewhere. Answers are sent, not awaited."""
+
+    __slots__ = ("_client", "_reply", "payload", "subject")
+
+    def __init__(self, client: Client, message: Msg) -> None:
+        self.subject = message.subject
+        self.payload: bytes = message.data
+        """The line of the `dispatched` event, as it is in the log."""
+        self._client = client
+        self._reply = message.reply
+
+    async def ack(self) -> None:
+        """It is taken, or never to be taken."""
+        await self._answer(b"+ACK")
+
+    async def nak(self, delay_seconds: float = 0.0) -> None:
+        """Not here, not now: it comes again, at the earliest after the delay."""
+        delay = msgspec.json.encode({"delay": int(delay_seconds * NANO)}) if delay_seconds > 0 else b""
+        await self._answer(b"-NAK " + delay if delay else b"-NAK")
+
+    async def in_progress(self) -> None:
+        """The time to answer begins anew."""
+        await self._answer(b"+WPI")
+
+    async def _answer(self, text: bytes) -> None:
+        with contextlib.suppress(nats_errors.Error, OSError):  # then it comes again
+            await self._client.publish(self._reply, text)
+
+
+def work_config(*, replicas: int = 1) -> dict[str, Any]:
+    """As STREAM.CREATE takes it."""
+    return {
+        "name": STREAM,
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": MAX_AGE_SECONDS * NANO,
+        "discard": "old",
+        "sources": [{"name": LOG_STREAM, "filter_subject": f"{WORK_PREFIX}>"}],
+    }
+
+
+async def ensure_work(client: Client, *, replicas: int = 1) -> None:
+    """Make the stream unless it is there. The log must be there. Raises NoStream where the one that is there cannot be used."""
+    await ensure_side_stream(client, work_config(replicas=replicas), needed=("retention", "sources"))
+
+
+def consumer_name(pool: str, work: WorkClass) -> str:
+    """Of the durable consumer that all nodes of the pool share."""
+    return f"{token(pool)}-{work}"
+
+
+def consumer_config(pool: str, work: WorkClass) -> dict[str, Any]:
+    """As CONSUMER.CREATE takes it."""
+    return {
+        "durable_name": consumer_name(pool, work),
+        "name": consumer_name(pool, work),
+        "filter_subject": work_filter(pool, work),
+        "ack_policy": "explicit",
+        "ack_wait": ACK_WAIT_SECONDS * NANO,
+        "deliver_policy": "all",
+        "max_deliver": -1,
+        "max_ack_pending": -1,  # those that wait for a node with more room must not stop the others
+        "max_waiting": 4096,
+    }
+
+
+class WorkQueue:
+    """What a node of `pool` may take: work of these classes, dearest first. One task at a time calls `take`.
+
+    A stream or consumer that is missing, or was removed, is made. It ends with `close`, or as a context manager. `on_trouble` is told,
+    once per reason, why no work can come.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        pool: str,
+        classes: Sequence[WorkClass],
+        *,
+        replicas: int = 1,
+        on_trouble: Callable[[str], None] | None = None,
+    ) -> None:
+        self._client = client
+        self._pool = pool
+        self._classes = tuple(sorted(classes, key=WORK_CLASSES.index, reverse=True))
+        self._replicas = replicas
+        self._on_trouble = on_trouble
+        self._told = ""
+        self._subscription: Subscription | None = None
+        self._inbox = ""
+        self._pulls: dict[str, _Pull] = {}
+        self._asked = 0
+        self._room = 0
+        """How many messages `take` would still give to its caller."""
+        self._got: list[WorkItem] = []
+        self._changed = asyncio.Event()
+        self._is_ready = False
+        self._failure = ""
+        self._connections = client.stats["reconnects"]
+
+    async def __aenter__(self) -> WorkQueue:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def take(self, most: int, wait_seconds: float) -> list[WorkItem]:
+        """1 to `most` messages; none where none came in time, or there is no connection. Cancelled, what had come comes again later."""
+        self._room, self._got = most, []
+        attempt = 0
+        try:
+            async with asyncio.timeout(wait_seconds):
+                while not self._got:
+                    try:
+                        await self._prepare()
+                        await self._sweep()
+                        if not self._got:
+                            await self._wait_for_one()
+                    except (EventLogError, nats_errors.Error, OSError) as error:
+                        self._begin_anew(error.text if isinstance(error, EventLogError) else without_prefix(error))
+                        attempt += 1
+                        await asyncio.sleep(pause(attempt))
+        except TimeoutError:
+            pass
+        except BaseException:
+            for item in self._got:
+                await item.nak()
+            raise
+        finally:
+            self._room = 0
+        return self._got
+
+    async def close(self) -> None:
+        """Idempotent. What is on its way comes again, elsewhere."""
+        subscription, self._subscription = self._subscription, None
+        self._pulls.clear()
+        if subscription is not None:
+            with contextlib.suppress(nats_errors.Error, OSError):
+                await subscription.unsubscribe()
+
+    async def _prepare(self) -> None:
+        """Stream, consumers and a place for answers. Raises EventLogError."""
+        if self._is_ready:
+            return
+        if self._subscription is None:
+            self._inbox = self._client.new_inbox()
+            self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._hear)
+        await ensure_work(self._client, replicas=self._replicas)
+        for work in self._classes:
+            config = consumer_config(self._pool, work)
+            await ask(self._client, f"CONSUMER.DURABLE.CREATE.{STREAM}.{config['durable_name']}", {"stream_name": STREAM, "config": config})
+        self._is_ready = True
+        self._told = ""
+
+    async def _sweep(self) -> None:
+        """What is there already, class by class, so that never more comes than there is room for. Raises EventLogError."""
+        for work in self._classes:
+            if self._room > 0:
+                pull = await self._pull(work, self._room, {"no_wait": True})
+                await self._until(pull.is_over)
+
+    async def _wait_for_one(self) -> None:
+        """Until a message came, or a pull ended. Pulls that are left over wait on: what they bring is for the next `take`, if it comes."""
+        waiting = {pull.work for pull in self._pulls.values()}
+        for work in self._classes:
+            if work not in waiting:
+                await self._pull(work, 1, {"expires": int(PULL_SECONDS * NANO)})
+        pulls = len(self._pulls)
+        await self._until(lambda: bool(self._got) or len(self._pulls) < pulls)
+
+    async def _pull(self, work: WorkClass, batch: int, options: dict[str, Any]) -> _Pull:
+        self._asked += 1
+        name = f"{self._inbox}.{self._asked}"
+        pull = self._pulls[name] = _Pull(work, batch)
+        request = msgspec.json.encode({"batch": batch, **options})
+        await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer_name(self._pool, work)}", request, reply=name)
+        return pull
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        """Raises LogUnreachable where the pulls were lost with their connection or consumer."""
+        deadline = asyncio.get_running_loop().time() + PULL_SECONDS + 2
+        while not is_so():
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), _CHECK_SECONDS)
+            if self._failure:
+                raise LogUnreachable(self._failure)
+            if not self._client.is_connected or self._client.stats["reconnects"] != self._connections:
+                raise LogUnreachable("the connection to NATS was lost")
+            if asyncio.get_running_loop().time() > deadline:
+                raise LogUnreachable(f"{STREAM}: no answer in time")
+
+    async def _hear(self, message: Msg) -> None:
+        """A message, or the end of a pull. The subject of a message is that of the work; only that of a status is ours."""
+        self._changed.set()
+        status = (message.headers or {}).get("Status")
+        if status is None:
+            work = message.subject.removeprefix(WORK_PREFIX).split(".")[1]
+            name = next((name for name, pull in self._pulls.items() if pull.work == work), None)  # the server serves them in this order
+            if name is not None:
+                self._pulls[name].left -= 1
+                if self._pulls[name].left == 0:
+                    del self._pulls[name]
+            item = WorkItem(self._client, message)
+            if self._room > 0:
+                self._room -= 1
+                self._got.append(item)
+            else:
+                await item.nak()  # nobody here wants it now
+            return
+        found = self._pulls.pop(message.subject, None)
+        if found is not None:
+            found.left = 0
+        description = (message.headers or {}).get("Description", "")
+        if status == "503" or (status == "409" and "Exceeded" not in description):
+            self._failure = f"{STREAM}: {description or 'there is no such consumer'}"
+
+    def _begin_anew(self, why: str) -> None:
+        self._pulls.clear()
+        self._failure = ""
+        self._is_ready = False
+        self._connections = self._client.stats["reconnects"]
+        if self._on_trouble is not None and why != self._told:
+            self._on_trouble(why)
+        self._told = why
+
+
+@dataclass(slots=True)
+class _Pull:
+    """A request that is with the server: for so many more messages."""
+
+    work: WorkClass
+    left: int
+
+    def is_over(self) -> bool:
+        return self.left == 0
