@@ -4,7 +4,7 @@ Flat: `name`, `coordinator`, `members[]` with `id`, `authorizedBy` and whatever 
 `spec.coordinator`, `spec.members[]` with `name` in place of `id`. Kept, and shown again, is the flat one: what it holds beside the members
 that are known here is carried along unread. A kept document, sent again, is the same formation.
 
-Everything is refused in one order, the first fault is the answer: syntax, shape, types, name, structure, specs, narrowing.
+Everything is refused in one order, the first fault is the answer: syntax, shape, types, name, structure, specs, order, narrowing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,18 @@ from cellos.core.documents import Limits
 from cellos.core.documents.parse import Syntax, decode
 from cellos.core.documents.strict import OutOfRange
 from cellos.core.documents.wording import given, member, quoted
-from cellos.core.formation.members import Member, read_members
+from cellos.core.formation.members import Member, has_spec, read_members
 from cellos.core.formation.names import refuse_name, shown
 from cellos.core.formation.narrowing import PLATFORM_LIMITS, refuse_widening
-from cellos.core.formation.structure import Link, refuse_structure
+from cellos.core.formation.options import (
+    FORMATION_OPTIONS,
+    MOST_DEADLINE_SECONDS,
+    OnDisconnect,
+    read_deadline_seconds,
+    read_on_disconnect,
+    refuse_misspelt,
+)
+from cellos.core.formation.structure import Link, refuse_order, refuse_structure
 from cellos.core.problem import problem
 from cellos.errors import FormationRejected, SpecSyntaxError
 
@@ -43,6 +51,10 @@ class Formation(msgspec.Struct, frozen=True, kw_only=True):
     coordinator: str
     members: tuple[Member, ...]
     document: Object
+    deadline_seconds: int = MOST_DEADLINE_SECONDS
+    """From `created` on: a formation that has not ended by then is failed."""
+    on_disconnect: OnDisconnect = "kill"
+    """What a node does with the formation's cells when it cannot renew its lease."""
 
     @property
     def has_specs(self) -> bool:
@@ -62,16 +74,48 @@ def parse_formation(raw: bytes, *, syntax: Syntax = "json", defaults: Limits = P
     except SpecSyntaxError as error:
         raise _bad_request(f"invalid {syntax}: {error.text}") from None
     refuse_name(name)
+    formation = _admitted(document, name, coordinator, entries)
+    refuse_widening(formation.members, defaults=defaults)
+    return formation
+
+
+def read_formation(document: Object) -> Formation:
+    """The formation of a kept document. Narrowing is not asked again: it was judged once, by the limits of then.
+
+    Raises FormationRejected for a document that nobody could run.
+    """
+    try:
+        return _admitted(document, *_typed(document))
+    except SpecSyntaxError as error:
+        raise _bad_request(error.text) from None
+
+
+def _admitted(document: Object, name: str, coordinator: str, entries: list[Object]) -> Formation:
     refuse_structure(coordinator, [Link(entry["id"], entry.get("authorizedBy")) for entry in entries])
-    members = read_members(entries)
-    refuse_widening(members, defaults=defaults)
-    return Formation(name=name, coordinator=coordinator, members=members, document=document)
+    members = read_members(entries, document.get("templates"))
+    if not any(map(has_spec, entries)):
+        # What is beside members that others run is carried along unread.
+        return Formation(name=name, coordinator=coordinator, members=members, document=document)
+    refuse_order({member.id: member.after for member in members})
+    try:
+        refuse_misspelt(document, (*FLAT, "metadata", *FORMATION_OPTIONS))
+        deadline_seconds, on_disconnect = read_deadline_seconds(document), read_on_disconnect(document)
+    except SpecSyntaxError as error:
+        raise _bad_request(error.text) from None
+    return Formation(
+        name=name,
+        coordinator=coordinator,
+        members=members,
+        document=document,
+        deadline_seconds=deadline_seconds,
+        on_disconnect=on_disconnect,
+    )
 
 
 def document_has_specs(document: object) -> bool:
     """`Formation.has_specs` of a kept document, or of anything else."""
     members = document.get("members") if isinstance(document, dict) else None
-    return isinstance(members, list) and any(isinstance(entry, dict) and entry.get("spec") is not None for entry in members)
+    return isinstance(members, list) and any(isinstance(entry, dict) and has_spec(entry) for entry in members)
 
 
 def _bad_request(detail: str) -> FormationRejected:

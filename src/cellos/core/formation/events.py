@@ -64,14 +64,15 @@ def phase_event(
     cell_count: int,
     failed_cell_ids: Sequence[str] = (),
     reason: str | None = None,
+    dispatched: Sequence[str] = (),
     event_id: str,
     time: str,
 ) -> Event:
-    """Any later phase. `cell_count` is the number of the formation's members."""
+    """Any later phase. `cell_count` is the number of the formation's members, `dispatched` the ids of those asked for in the same write."""
     if phase == "created":
         raise ValueError("a formation is created by its document: use created()")
     data = _about(formation_id, name, cell_count, failed_cell_ids)
-    return _event(formation_id, FORMATION_TYPE + phase, data | present(reason=reason), event_id, time)
+    return _event(formation_id, FORMATION_TYPE + phase, data | present(reason=reason, dispatched=list(dispatched) or None), event_id, time)
 
 
 def name_reserved(formation_id: str, name: str, *, event_id: str, time: str) -> Event:

@@ -1,8 +1,9 @@
-"""The structure of a formation: a tree of members below one coordinator, told by who authorizes whom."""
+"""The structure of a formation: a tree of members below one coordinator, told by who authorizes whom; and who waits for whom."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from cellos.core.formation.names import shown
@@ -65,3 +66,50 @@ def _cycle_fault(coordinator: str, parents: dict[str, str | None]) -> str | None
             at = parents[at]
         rooted |= walked
     return None
+
+
+# --- after ------------------------------------------------------------------------------------------------------------------------------
+
+_LONGEST_CYCLE_SHOWN = 6
+
+
+def refuse_order(after: Mapping[str, Sequence[str]]) -> None:
+    """Raises FormationRejected where a member waits for one that does not exist, or for itself in the end.
+
+    `after` has every member, in the order of the document, with the ids of those that it waits for.
+    """
+    for place, (id, others) in enumerate(after.items()):
+        for at, other in enumerate(others):
+            if other not in after:
+                text = f"member {shown(id)} (members[{place}].after[{at}]): after names {shown(other)}, which is no member"
+                close = get_close_matches(other[:64], list(after), n=1)
+                raise FormationRejected(problem("bad-request", text + (f"; did you mean {shown(close[0])}?" if close else "")))
+    if cycle := _cycle(after):
+        steps = [f"{shown(id)} waits for {shown(other)}" for id, other in zip(cycle, [*cycle[1:], cycle[0]], strict=True)]
+        cut = steps[:_LONGEST_CYCLE_SHOWN]
+        more = f", and {len(steps) - len(cut)} more" if len(steps) > len(cut) else ""
+        raise FormationRejected(problem("formation/cycle", f"after is a circle: {', '.join(cut)}{more}"))
+
+
+def _cycle(after: Mapping[str, Sequence[str]]) -> list[str]:
+    """Members that wait for each other in a circle, each for the next; empty where there are none."""
+    waiting = {id: len(others) for id, others in after.items()}
+    dependents: dict[str, list[str]] = {id: [] for id in after}
+    for id, others in after.items():
+        for other in others:
+            dependents[other].append(id)
+    free = [id for id, count in waiting.items() if not count]
+    while free:
+        done = free.pop()
+        del waiting[done]
+        for id in dependents[done]:
+            waiting[id] -= 1
+            if not waiting[id]:
+                free.append(id)
+    # Each of those that are left waits for another that is left: a walk among them comes back.
+    walked: dict[str, int] = {}
+    at = next(iter(waiting), None)
+    while at is not None and at not in walked:
+        walked[at] = len(walked)
+        at = next(other for other in after[at] if other in waiting)
+    return [] if at is None else list(walked)[walked[at] :]
