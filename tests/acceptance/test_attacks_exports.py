@@ -69,7 +69,7 @@ def test_held_up(path: str, reason: str, commands: Any, attack: Any, canary: Pat
             with pytest.raises(subprocess.TimeoutExpired):  # outside nobody ever answers
                 reader.wait(0.2)
         else:
-            assert reader.wait(10) == 1
+            assert reader.wait(60) == 1
         reader.kill()
 
     done = commands.run("cellos", "run", "--out", f"{path}:{mine}", "--", *attack("exports"), "bait", str(canary))

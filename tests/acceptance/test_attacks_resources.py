@@ -151,7 +151,7 @@ def test_handler_of_core_dumps(yard: str, outside: Callable[..., Any], inside: C
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -210,9 +210,9 @@ def test_killing_the_supervisor(commands: Any, ends: Callable[[Any], None], requ
     assert command
     pidfds = [os.pidfd_open(pid) for pid in command]
     watched.kill()
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + 30  # the command would live for 300 s
     for pidfd in pidfds:
-        assert select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0], "it outlived the supervisor by more than a second"
+        assert select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0], "it outlived the supervisor"
         os.close(pidfd)
     watched.wait()
     assert carrying(mark) == []

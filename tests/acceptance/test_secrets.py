@@ -331,7 +331,7 @@ class TestWhereItNeverIs:
             if VALUE.encode() in line:
                 arguments.add(int(entry))
         process.terminate()
-        assert process.wait(30) == 143
+        assert process.wait(60) == 143
         assert arguments == set()
         outside = {pid for pid in holders if pid == process.pid}
         assert outside == {process.pid}

@@ -203,7 +203,7 @@ class TestTime:
     def test_the_exact_texts(self, supervisor: Supervisor, spec: dict[str, Any], variables: dict[str, str], text: str) -> None:
         began = time.monotonic()
         done = supervisor(document("sleep", "1000", **spec), **variables)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 50
         assert (done.returncode, done.stderr) == (1, f"Error: command spawn: {text}\n")
         completed = supervisor.data("command.v1.completed")
         assert (completed["exitCode"], completed["spawnError"]) == (-1, text)

@@ -398,13 +398,13 @@ def test_a_server_that_does_not_answer_holds_nobody_up(remote: Remote, said: byt
                     connection.sendall(said)
                     while not stop.wait(0.02):
                         connection.sendall(b"x" if said else b"")
-                        if time.monotonic() - began > 10:
+                        if time.monotonic() - began > 60:
                             return
                 except OSError:
                     pass
 
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(5)
+        server.settimeout(60)
         thread = threading.Thread(target=dawdle)
         thread.start()
         began = time.monotonic()
@@ -414,7 +414,7 @@ def test_a_server_that_does_not_answer_holds_nobody_up(remote: Remote, said: byt
         took = time.monotonic() - began
         stop.set()
         thread.join()
-    assert took < 5
+    assert took < 30
 
 
 def test_what_is_sent(remote: Remote) -> None:

@@ -15,7 +15,7 @@ import pytest
 from cellos.testing.nats_server import NatsServer
 from cellos.testing.server_process import TOKEN, ServerProcess
 
-SECONDS = 30.0
+SECONDS = 60.0
 WRITERS = 4
 EACH = 12
 DEATHS = 3

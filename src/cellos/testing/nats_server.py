@@ -10,12 +10,14 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Mapping
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 
 
 def program() -> str:
@@ -30,12 +32,17 @@ def program() -> str:
 class NatsServer:
     """Use with `with`, or `start` and `stop`. After `kill` or `stop`, `start` brings it back on the same port with the same store.
 
+    The port is ours from the beginning to the end of this object: nobody else is given it while the server is down.
     `settings` is text for the end of the configuration file: accounts, TLS, limits.
     """
 
     def __init__(self, directory: str, *, settings: str = "", jetstream: bool = True) -> None:
         self.directory = directory
-        self.port = -1
+        reserved = socket.socket()  # bound, but not listening: with SO_REUSEADDR, which the server sets too, both may have the port
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        self.port = int(reserved.getsockname()[1])
+        weakref.finalize(self, os.close, reserved.detach())
         self._settings = settings
         self._jetstream = jetstream
         self._process: subprocess.Popen[bytes] | None = None
@@ -81,7 +88,7 @@ class NatsServer:
         with open(f"{self.directory}/log", "ab") as log:
             command = [program(), "-c", f"{self.directory}/nats.conf"]
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.port = self._wait_for_port(ports)
+        self._wait_for_port(ports)
 
     def kill(self) -> None:
         """As a power cut would end it, but for what the kernel has to write."""
@@ -104,14 +111,12 @@ class NatsServer:
         """After `pause`."""
         self._signal(signal.SIGCONT)
 
-    def _wait_for_port(self, directory: str) -> int:
+    def _wait_for_port(self, directory: str) -> None:
         """The server writes its ports when it listens on them."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            for path in glob.glob(f"{directory}/*.ports"):
-                port = _port(path)
-                if port:
-                    return port
+            if any(_port(path) == self.port for path in glob.glob(f"{directory}/*.ports")):
+                return
             if self._process is None or self._process.poll() is not None:
                 break
             time.sleep(0.01)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-START_SECONDS = 30.0
+START_SECONDS = 60.0
 TOKEN = "a token for tests"
 
 

@@ -127,7 +127,7 @@ class Running:
 
     def __enter__(self) -> Running:
         self._thread.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._server.started and time.monotonic() < deadline:
             time.sleep(0.005)
         assert self._server.started
@@ -135,7 +135,7 @@ class Running:
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
         self._socket.close()
         assert not self._thread.is_alive()
 

@@ -14,7 +14,7 @@ from cellos.eventlog.connect import LogClient, Settings, connect
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.stream import ensure_stream
 
-SECONDS = 20.0
+SECONDS = 60.0
 """After which a test gives up."""
 
 

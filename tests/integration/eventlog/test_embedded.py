@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import glob
+import itertools
 import os
 import re
 import signal
@@ -67,7 +68,7 @@ def holders(directory: str, secret: bytes) -> dict[str, int]:
 
 
 def gone(*pids: int) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while any(lives(pid) for pid in pids):
         assert time.monotonic() < deadline, "a process is left"
         time.sleep(0.01)
@@ -113,15 +114,21 @@ def test_what_is_written_is_there_after_the_next_start(tmp_path: Path, open_log:
     run(test())
 
 
-def test_nobody_else_gets_in_and_nothing_says_the_password(tmp_path: Path, run: Run) -> None:
+def test_nobody_else_gets_in_and_nothing_says_the_password(tmp_path: Path, run: Run, until: Any) -> None:
     async def test() -> None:
         async with EmbeddedNats(str(tmp_path / "nats")) as nats:
             password = nats.settings.password
             assert password
             said: list[str] = []
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(connect(Settings(url=nats.url), name="x", on_trouble=said.append), 0.3)
+            connecting = asyncio.create_task(connect(Settings(url=nats.url), name="x", on_trouble=said.append))
+
+            async def is_refused() -> bool:
+                return bool(said)
+
+            await until(is_refused)
             assert "Authorization Violation" in said[0]
+            assert not connecting.done()
+            connecting.cancel()
             assert nats.url.startswith("nats://127.0.0.1:")
             assert password not in repr(nats.settings) + nats.url + "".join(nats.log)
             modes = holders(nats.directory, password.encode())
@@ -176,7 +183,7 @@ def test_ctrl_c_reaches_the_owner_alone(owner: Any) -> None:
     process, *_, server = owner()
     assert os.getpgid(server) != os.getpgid(process.pid)
     process.send_signal(signal.SIGINT)
-    process.wait(15)
+    process.wait(60)
     gone(server)
 
 
@@ -264,11 +271,12 @@ def test_no_space_left_on_the_device(tmp_path: Path, open_log: Open, run: Run, u
         async with nats, open_log(nats.settings, max_bytes=8 << 20) as opened, Reader(opened.client) as reader:
             ballast.write_bytes(bytes(18 << 20))  # somebody else fills the disk, beyond the reserve
             acknowledged: list[str] = []
-            with contextlib.suppress(OutcomeUnknown):  # a server whose store failed says nothing any more
-                while True:
-                    message_id = f"e{len(acknowledged)}"
-                    await opened.log.publish("cellos.events.x", bytes(900_000), message_id=message_id, timeout=1)
-                    acknowledged.append(message_id)
+            for number in itertools.count():
+                if troubles:
+                    break
+                with contextlib.suppress(OutcomeUnknown):  # a server whose store failed says nothing any more
+                    await opened.log.publish("cellos.events.x", bytes(900_000), message_id=f"e{number}", timeout=1)
+                    acknowledged.append(f"e{number}")
             assert acknowledged
             assert nats.starts == 1
             ballast.unlink()
@@ -282,7 +290,7 @@ def test_no_space_left_on_the_device(tmp_path: Path, open_log: Open, run: Run, u
             while not found or found[-1].message_id != "afterwards":
                 found += await reader.read()
             ids = [stored.message_id for stored in found]
-            assert ids[: len(acknowledged)] == acknowledged
+            assert [each for each in ids if each in acknowledged] == acknowledged
             assert len(ids) == len(set(ids))
         assert "no space left on device" in troubles[0]
 
@@ -302,7 +310,7 @@ def test_its_log_is_kept_with_a_bound(tmp_path: Path, run: Run, until: Any, monk
         async with EmbeddedNats(str(tmp_path / "nats")) as nats:
 
             async def is_ready() -> bool:
-                return bool(nats.log) and "Server is ready" in nats.log[-1]
+                return any("Server is ready" in line for line in nats.log)
 
             await until(is_ready)
             assert len(nats.log) == 7

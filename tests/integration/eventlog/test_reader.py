@@ -49,6 +49,15 @@ async def nothing_comes(reader: Reader) -> None:
         await asyncio.wait_for(reader.read(), 0.1)
 
 
+async def no_more_comes(reader: Reader) -> None:
+    """It is connected, and everything there is has been given."""
+    reading, caught_up = asyncio.create_task(reader.read()), asyncio.create_task(reader.caught_up.wait())
+    await asyncio.wait({reading, caught_up}, return_when=asyncio.FIRST_COMPLETED)
+    assert not reading.done()
+    reading.cancel()
+    await nothing_comes(reader)
+
+
 def test_replay_and_tail_are_one(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened, Reader(opened.client) as reader:
@@ -58,7 +67,7 @@ def test_replay_and_tail_are_one(server: NatsServer, open_log: Open, run: Run) -
             await writing
             assert ids(found) == numbered(1800)
             assert [stored.sequence for stored in found] == list(range(1, 1801))
-            await nothing_comes(reader)
+            await no_more_comes(reader)
 
     run(test())
 
@@ -104,8 +113,7 @@ def test_it_goes_on_from_a_cursor(server: NatsServer, open_log: Open, run: Run) 
                 cursor = first.cursor
             assert cursor == await opened.log.tail()
             async with Reader(opened.client, start=cursor) as second:
-                await nothing_comes(second)
-                assert second.caught_up.is_set()
+                await no_more_comes(second)
                 await opened.write(3, begin=10)
                 assert ids(await take(second, 3)) == numbered(3, 10)
 
@@ -116,16 +124,14 @@ def test_caught_up_means_that_the_owner_has_been_given_everything(server: NatsSe
     async def test() -> None:
         async with open_log(server.url) as opened:
             async with Reader(opened.client) as reader:
-                await nothing_comes(reader)
-                assert reader.caught_up.is_set()
+                await no_more_comes(reader)
             await opened.write(600)
             async with Reader(opened.client) as reader:
                 found = await reader.read()
                 assert not reader.caught_up.is_set()
                 found += await take(reader, 600 - len(found))
                 assert not reader.caught_up.is_set()  # it has not come back yet
-                await nothing_comes(reader)
-                assert reader.caught_up.is_set()
+                await no_more_comes(reader)
 
     run(test())
 
@@ -225,7 +231,7 @@ def test_a_message_that_the_line_swallowed_is_asked_for_again(server: NatsServer
 
 
 def test_silence_is_an_end(server: NatsServer, open_log: Open, run: Run, line: Any, until: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "SILENCE_SECONDS", 1.0)
 
     async def test() -> None:
         async with open_log(server.url) as direct, line(server.port) as bad, open_log(bad.url) as opened, Reader(opened.client) as reader:
@@ -260,7 +266,7 @@ def test_it_leaves_nothing_behind(server: NatsServer, open_log: Open, run: Run, 
         async with open_log(server.url) as opened:
             stream = opened.client.jetstream()
             async with Reader(opened.client) as reader:
-                await nothing_comes(reader)
+                await no_more_comes(reader)
                 (consumer,) = await stream.consumers_info(STREAM)
                 config = consumer.config
                 assert (config.durable_name, config.ack_policy, config.deliver_subject) == (None, "none", None)
@@ -356,8 +362,7 @@ def test_single_messages_that_were_removed_are_no_gap(server: NatsServer, open_l
                 await ask(opened.client, f"STREAM.MSG.DELETE.{STREAM}", {"seq": sequence})
             async with Reader(opened.client) as reader:
                 assert [stored.sequence for stored in await take(reader, 7)] == [1, 2, 3, 6, 7, 8, 9]
-                await nothing_comes(reader)
-                assert reader.caught_up.is_set()
+                await no_more_comes(reader)
 
     run(test())
 
@@ -369,7 +374,7 @@ def test_recreated_a_stream_of_the_same_name(server: NatsServer, open_log: Open,
             cursor = await cursor_after(opened, 5)
             async with Reader(opened.client, start=cursor) as reader:
                 if is_running:
-                    await nothing_comes(reader)
+                    await no_more_comes(reader)
                 server.stop()
                 shutil.rmtree(f"{server.directory}/store")
                 server.start()
@@ -403,7 +408,7 @@ def test_a_stream_that_is_missing_is_made_where_the_owner_says_how(server: NatsS
         async with open_log(server.url) as opened:
             cursor = await cursor_after(opened, 5)
             async with Reader(opened.client, start=cursor, on_missing=lambda: ensure_stream(opened.client, max_bytes=1 << 24)) as reader:
-                await nothing_comes(reader)
+                await no_more_comes(reader)
                 await ask(opened.client, f"STREAM.DELETE.{STREAM}")
                 with pytest.raises(Rebuild) as raised:
                     await reader.read()

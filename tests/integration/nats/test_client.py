@@ -147,10 +147,10 @@ def test_a_server_that_is_silent_costs_the_time_out_and_the_connection(server: N
     server.pause()
     try:
         with pytest.raises(EventSinkError, match="no answer in time"):
-            connection.publish(SUBJECT, b"{}", message_id="a", timeout=0.05)
+            connection.publish(SUBJECT, b"{}", message_id="a", timeout=0.1)
         assert connection.closed
         with pytest.raises(EventSinkError, match="no answer in time"):
-            nats.connect(server.url, timeout=0.05)
+            nats.connect(server.url, timeout=0.1)
     finally:
         server.go_on()
 

@@ -19,7 +19,7 @@ from cellos.eventlog.stream import ensure_stream
 from cellos.testing.nats_server import NatsServer
 from cellos.testing.server_process import TOKEN, ServerProcess
 
-SECONDS = 20.0
+SECONDS = 60.0
 TIME = "2026-01-02T03:04:05.000000006+00:00"
 
 

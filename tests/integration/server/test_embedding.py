@@ -19,7 +19,7 @@ from cellos.server.follow import Follower
 
 TOKEN = "t"
 AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def run(test: Awaitable[None]) -> None:

@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 from cellos.testing.server_process import TOKEN
 
 AUTHORIZATION = {"Authorization": f"Bearer {TOKEN}"}
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @pytest.fixture
@@ -232,10 +232,9 @@ def test_a_slow_client_is_closed_and_nobody_else_notices(api: Any, log: Any, lis
     quick = listen()
     listening(api, 2)
     got: list[int] = []
-    reader = threading.Thread(target=lambda: got.extend(sequences(quick, 90)))
-    reader.start()
-    log.write(*(("cellos.events.big", json.dumps({"type": "t", "pad": "x" * 300_000}).encode()) for _ in range(90)))
-    reader.join()
+    for _ in range(15):  # never more on its way to the quick one than it may have
+        log.write(*(("cellos.events.big", json.dumps({"type": "t", "pad": "x" * 300_000}).encode()) for _ in range(6)))
+        got += sequences(quick, 6)
     assert got == list(range(1, 91))
     code, reason, before = closed(slow)
     assert (code, reason) == (4408, "slow-client")
