@@ -115,7 +115,9 @@ class EventLog:
         """
         if limit < 1:
             return []
-        query = {"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)}
+        query: dict[str, Any] = {"seq": min(after + 1, _LARGEST), "batch": min(limit, MAX_PAGE_MESSAGES)}
+        if subject is not None:
+            query["next_by_subj"] = subject
         return await read_page(self._client, STREAM, query, seconds=seconds)
 
     async def _commit(self, subject: str, payload: bytes, block: dict[str, str], seconds: float) -> Ack:
