@@ -53,6 +53,23 @@ def batch_headers(messages: Sequence[Message], batch_id: str) -> list[dict[str, 
     return blocks
 
 
-def wire_size(block: dict[str, str], payload: bytes) -> int:
-    """Bytes that a server counts."""
-    return len(b"NATS/1.0\r\n\r\n") + sum(len(name) + len(value.encode()) + 4 for name, value in block.items()) + len(payload)
+def on_the_wire(messages: Sequence[tuple[str, dict[str, str], bytes]], reply: bytes, most: int) -> bytes:
+    """Subjects, headers and payloads as they are sent, in one piece; the last message asks for an answer at `reply`.
+
+    Raises MessageRefused: one too large, more than `most` bytes, would make the server close the connection, and whatever ends a line early
+    would be a command of its own.
+    """
+    parts: list[bytes] = []
+    for subject, block, payload in reversed(messages):
+        head = "".join([f"{name}: {value}\r\n" for name, value in block.items()])
+        if not subject or " " in subject or not subject.isprintable():
+            raise MessageRefused(f"{subject[:80]!r} is no subject: it is empty, or holds white space or a control character")
+        if head.count("\n") != len(block) or head.count("\r") != len(block):
+            raise MessageRefused(f"{subject}: a header of more than one line")
+        lines = b"NATS/1.0\r\n%s\r\n" % head.encode()
+        size = len(lines) + len(payload)
+        if size > most:
+            raise MessageRefused(f"{subject}: {size} bytes exceed what the NATS server takes (max_payload {most})")
+        to = b"" if parts else b" " + reply
+        parts += (b"\r\n", payload, b"HPUB %s%s %d %d\r\n%s" % (subject.encode(), to, len(lines), size, lines))
+    return b"".join(reversed(parts))

@@ -173,9 +173,12 @@ def pause(attempt: int) -> float:
 class LogClient(Client):
     """A nats-py client with the promises above. Made by `connect`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, name: str = "") -> None:
         super().__init__()
         self.settings = settings
+        self.name = name
+        self.on_close: list[Callable[[], None]] = []
+        """What ends with it."""
         self._by_address = {f"{server.host}:{server.port}".lower(): server for server in settings.servers}
 
     async def request(self, *given: Any, **options: Any) -> Msg:
@@ -184,6 +187,12 @@ class LogClient(Client):
             raise nats_errors.OutboundBufferLimitError
         return await super().request(*given, **options)
 
+    async def close(self) -> None:
+        """As theirs, and all that stands beside it."""
+        for end in self.on_close:
+            end()
+        await super().close()
+
     def hang_up(self) -> None:
         """After `close`, which closes nothing of a connection that was not made to its end."""
         if self._transport is not None:
@@ -191,14 +200,15 @@ class LogClient(Client):
 
     # What follows overrides private methods of nats-py; tests/integration/eventlog/test_connect.py holds each to a real server.
 
-    def _server(self) -> Server:
+    @property
+    def server(self) -> Server:
         """Ours for the one that nats-py talks to; one that a cluster announced is like the first."""
         uri = self._current_server.uri if self._current_server else None
         found = self._by_address.get(f"{uri.hostname}:{uri.port}") if uri else None
         return found or next(iter(self._by_address.values()))
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT002 (theirs)
-        if initial_connection and wants_tls(self.settings, self._server()):
+        if initial_connection and wants_tls(self.settings, self.server):
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise nats_errors.Error("the server offers no TLS")
             info["tls_required"] = True  # nats-py would go on in the clear where TLS is only offered
@@ -207,7 +217,7 @@ class LogClient(Client):
     def _connect_command(self) -> bytes:
         options = msgspec.json.decode(super()._connect_command().removeprefix(_CONNECT))
         try:
-            options |= login(self.settings, self._server(), self._server_info.get("nonce", ""))
+            options |= login(self.settings, self.server, self._server_info.get("nonce", ""))
         except ConfigError as error:
             raise nats_errors.Error(error.text) from error
         return _CONNECT + msgspec.json.encode(options) + b"\r\n"
@@ -249,7 +259,7 @@ async def connect(
     Raises ConfigError where the settings can never work.
     """
     check_files(settings)
-    client = LogClient(settings)
+    client = LogClient(settings, name=name)
     told = ""
 
     async def failed(error: Exception) -> None:

@@ -14,32 +14,26 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from nats import errors as nats_errors
-from nats.aio.client import Client
 
-from cellos.errors import EventLogError, LogUnreachable, MessageRefused, NoStream, OutcomeUnknown
-from cellos.eventlog.api import API_SECONDS, NO_MESSAGE, STREAM, Ack, ask, read_ack, without_prefix
-from cellos.eventlog.batch import Message, batch_headers, headers, wire_size
+from cellos.errors import EventLogError, LogUnreachable, NoStream
+from cellos.eventlog.api import API_SECONDS, NO_MESSAGE, STREAM, Ack, ask, read_ack
+from cellos.eventlog.batch import Message, batch_headers, headers, on_the_wire
+from cellos.eventlog.connect import LogClient
 from cellos.eventlog.pages import MAX_PAGE_MESSAGES, read_page
 from cellos.eventlog.stored import Cursor, Stored, nanoseconds
 from cellos.eventlog.stream import stream_info
+from cellos.eventlog.writer import Writer
 
 ACK_SECONDS = 5.0
 _LARGEST = 2**64 - 1
-_NOT_SENT = (
-    nats_errors.OutboundBufferLimitError,
-    nats_errors.ConnectionClosedError,
-    nats_errors.ConnectionDrainingError,
-    nats_errors.ConnectionReconnectingError,
-)
-_UNFIT = (nats_errors.BadSubjectError, nats_errors.MaxPayloadError, nats_errors.BadHeaderError)
 
 
 class EventLog:
     """The log behind one connection; any number of tasks may use it at once."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: LogClient) -> None:
         self._client = client
+        self._writer = Writer(client)
 
     async def publish(
         self,
@@ -49,7 +43,7 @@ class EventLog:
         message_id: str,
         expected_last: int | None = None,
         expected_filter: str | None = None,
-        timeout: float = ACK_SECONDS,  # noqa: ASYNC109 (told to nats-py)
+        timeout: float = ACK_SECONDS,  # noqa: ASYNC109 (told to the connection)
     ) -> Ack:
         """Write one event. A plain repetition within the duplicate window is answered with the first one's sequence.
 
@@ -58,29 +52,21 @@ class EventLog:
         message = Message(
             subject=subject, payload=payload, message_id=message_id, expected_last=expected_last, expected_filter=expected_filter
         )
-        block = headers(message)
-        self._check_size(subject, block, payload)
-        return await self._commit(subject, payload, block, timeout)
+        return await self.commit(subject, payload, headers(message), timeout)
 
     async def publish_batch(
         self,
         messages: Sequence[Message],
         *,
-        timeout: float = ACK_SECONDS,  # noqa: ASYNC109 (told to nats-py)
+        timeout: float = ACK_SECONDS,  # noqa: ASYNC109 (told to the connection)
     ) -> Ack:
         """Write all of them or none: 1 to 1,000. The ack is that of the last.
 
         Raises what `publish` raises, and DuplicateInBatch: a message id is in the log already (settle it if it may be ours).
         """
         blocks = batch_headers(messages, uuid.uuid4().hex)
-        for message, block in zip(messages, blocks, strict=True):
-            self._check_size(message.subject, block, message.payload)
-        for message, block in zip(messages[:-1], blocks, strict=False):
-            try:
-                await self._client.publish(message.subject, message.payload, headers=block)
-            except (nats_errors.Error, OSError) as error:  # without its commit a batch is nothing
-                raise LogUnreachable(f"{message.subject}: {without_prefix(error)}") from error
-        return await self._commit(messages[-1].subject, messages[-1].payload, blocks[-1], timeout)
+        pieces = [(message.subject, block, message.payload) for message, block in zip(messages, blocks, strict=True)]
+        return await self._commit(pieces, timeout)
 
     async def last(self, subject_filter: str) -> Stored | None:
         """The last message whose subject matches; None where there is none. Raises NoStream, LogUnreachable."""
@@ -120,17 +106,21 @@ class EventLog:
             query["next_by_subj"] = subject
         return await read_page(self._client, STREAM, query, seconds=seconds)
 
-    async def _commit(self, subject: str, payload: bytes, block: dict[str, str], seconds: float) -> Ack:
+    async def commit(self, subject: str, payload: bytes, block: dict[str, str], seconds: float = ACK_SECONDS) -> Ack:
+        """Send a message with these headers to whatever stream takes it, and wait for the ack. Raises as `publish`."""
+        return await self._commit([(subject, block, payload)], seconds)
+
+    async def _commit(self, pieces: Sequence[tuple[str, dict[str, str], bytes]], seconds: float) -> Ack:
+        subject = pieces[-1][0]
         try:
-            answer = await self._client.request(subject, payload, timeout=seconds, headers=block)
-        except nats_errors.NoRespondersError as error:
-            raise NoStream(f"{subject}: no stream takes it; is the stream {STREAM} there, and JetStream on?") from error
-        except _NOT_SENT as error:
-            raise LogUnreachable(f"{subject}: {without_prefix(error)}") from error
-        except _UNFIT as error:
-            raise MessageRefused(f"{subject}: {without_prefix(error)}") from error
-        except (nats_errors.Error, OSError) as error:
-            raise OutcomeUnknown(f"{subject}: {without_prefix(error)}; whether it was written is not known") from error
+            link = await self._writer.link()
+        except LogUnreachable as error:
+            raise LogUnreachable(f"{subject}: {error.text}") from error
+        reply = link.new_reply()
+        data = on_the_wire(pieces, reply, link.info.max_payload)
+        answer = await self._writer.ask(link, reply, data, seconds, what=subject)
+        if answer.has_no_responders:
+            raise NoStream(f"{subject}: no stream takes it; is the stream {STREAM} there, and JetStream on?")
         return read_ack(answer.data, what=subject)
 
     async def _get(self, query: dict[str, Any]) -> Stored | None:
@@ -141,12 +131,6 @@ class EventLog:
                 return None
             raise
         return read_message(payload)
-
-    def _check_size(self, subject: str, block: dict[str, str], payload: bytes) -> None:
-        """Too large a message would make the server close the connection."""
-        size, most = wire_size(block, payload), self._client.max_payload
-        if size > most:
-            raise MessageRefused(f"{subject}: {size} bytes exceed what the NATS server takes (max_payload {most})")
 
 
 class _Message(Struct):

@@ -29,6 +29,11 @@ class Control(Struct, frozen=True):
     headers: bytes = b""
     data: bytes = b""
 
+    @property
+    def has_no_responders(self) -> bool:
+        """Whether it says that nobody listens on the subject of the request."""
+        return not self.data and self.headers.startswith(b"NATS/1.0 503")
+
 
 class WireError(EventLogError):
     """What came is not of the protocol, or something is missing in it: the connection is of no use any more."""

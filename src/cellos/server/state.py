@@ -14,12 +14,11 @@ from collections.abc import Callable
 from itertools import count
 from typing import Literal
 
-from nats.aio.client import Client
-
 from cellos.core.ids import UUID_RANDOM_BYTES, rfc3339, uuid7
 from cellos.core.problem import event_store_unavailable
 from cellos.core.projection import Projection, Verify
 from cellos.errors import LogUnreachable
+from cellos.eventlog.connect import LogClient
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.reader import Reader
 from cellos.eventlog.stream import StreamInfo, stream_info
@@ -46,7 +45,7 @@ class ServerState:
         token: str,
         read_token: str | None = None,
         projection: Projection | None = None,
-        client: Client | None = None,
+        client: LogClient | None = None,
         verify: Verify | None = None,
         git_sha: str | None = None,
         skip_replay: bool = False,
@@ -55,7 +54,7 @@ class ServerState:
         self.tokens = Tokens(token, read_only=read_token)
         self.projection = projection if projection is not None else Projection()
         self.log: EventLog | None = None
-        self._client: Client | None = None
+        self._client: LogClient | None = None
         if client is not None:
             self.connected(client)
         self.verify = verify
@@ -64,6 +63,8 @@ class ServerState:
         self.clock = clock
         self.hub = Hub()
         self.hub.start_at(self.projection.cursor)
+        self.ending = asyncio.Event()
+        """The server is about to end: answers that go on for ever end now."""
         self.following = False
         """Somebody reads the log for us, or tries to."""
         self.reader: Reader | None = None
@@ -73,7 +74,7 @@ class ServerState:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._order = count()
 
-    def connected(self, client: Client) -> None:
+    def connected(self, client: LogClient) -> None:
         """There is a connection to the log, which comes back by itself whenever it is lost."""
         self._client = client
         self.log = EventLog(client)
@@ -150,6 +151,12 @@ class ServerState:
         if self.log is None:
             raise unavailable()
         return self.log
+
+    def required_client(self) -> LogClient:
+        """The connection to NATS, for what lies beside the log. Raises Refused where there has been none yet."""
+        if self._client is None:
+            raise unavailable()
+        return self._client
 
     def new_event(self) -> tuple[str, str]:
         """An event id and its time."""

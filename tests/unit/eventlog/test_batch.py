@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from cellos.errors import MessageRefused
-from cellos.eventlog.batch import Message, batch_headers, headers, wire_size
+from cellos.eventlog.batch import Message, batch_headers, headers, on_the_wire
 
 
 def message(**members: object) -> Message:
@@ -45,7 +45,25 @@ def test_a_batch_has_a_size(count: int) -> None:
         batch_headers([message()] * count, "b")
 
 
-def test_a_size_is_that_of_the_wire() -> None:
-    block = {"Nats-Msg-Id": "é", "A": "1"}
-    wire = "NATS/1.0\r\nNats-Msg-Id: é\r\nA: 1\r\n\r\n".encode() + b"payload"
-    assert wire_size(block, b"payload") == len(wire)
+def test_a_write_leaves_in_one_piece_and_its_last_message_asks_for_the_answer() -> None:
+    wire = on_the_wire([("a", {"A": "1"}, b"{}"), ("b.c", {"B": "é"}, b"")], b"_INBOX.r.1", 100)
+    assert wire == (b"HPUB a 18 20\r\nNATS/1.0\r\nA: 1\r\n\r\n{}\r\nHPUB b.c _INBOX.r.1 19 19\r\nNATS/1.0\r\nB: \xc3\xa9\r\n\r\n\r\n")
+
+
+def test_a_message_has_a_size() -> None:
+    assert on_the_wire([("a", {"A": "1"}, b"12345")], b"r", 23)
+    with pytest.raises(MessageRefused, match=r"a: 24 bytes .* \(max_payload 23\)"):
+        on_the_wire([("a", {"A": "1"}, b"123456")], b"r", 23)
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a\r\nPING", "a\tb", "a\x00", "\N{NO-BREAK SPACE}"])
+def test_a_subject_that_would_end_its_line_is_refused(subject: str) -> None:
+    with pytest.raises(MessageRefused, match="subject"):
+        on_the_wire([(subject, {}, b"")], b"r", 100)
+
+
+@pytest.mark.parametrize("value", ["a\r\nB: c", "a\nb", "a\rb"])
+def test_a_header_that_would_be_two_is_refused(value: str) -> None:
+    for block in ({"A": value}, {value: "A"}):
+        with pytest.raises(MessageRefused, match="more than one line"):
+            on_the_wire([("a", block, b"")], b"r", 100)
