@@ -27,6 +27,8 @@ from cellos.eventlog.stored import Stored
 BUCKET = "CELLOS_LEASES"
 STREAM = f"KV_{BUCKET}"
 PREFIX = f"$KV.{BUCKET}."
+NEWS_PREFIX = "cellos.news.leases."
+"""Where the server tells what was stored. (Watchers of the subjects themselves would be taken for a bucket that answers.)"""
 NODES = "nodes."
 CONTROLLERS = "controllers."
 MARKER_SECONDS = 3600
@@ -116,6 +118,7 @@ def bucket_config(*, replicas: int = 1) -> dict[str, Any]:
         "deny_delete": True,
         "allow_direct": True,
         "allow_msg_ttl": True,  # markers of deleted keys go by themselves
+        "republish": {"src": f"{PREFIX}>", "dest": f"{NEWS_PREFIX}>", "headers_only": True},  # watchers hear what is stored
     }
 
 
@@ -185,7 +188,7 @@ class Leases:
                 changed.clear()
                 try:
                     if subscription is None:
-                        subscription = await self._client.subscribe(f"{PREFIX}>", cb=heard)
+                        subscription = await self._client.subscribe(f"{NEWS_PREFIX}>", cb=heard)
                     now = {lease.key: lease for lease in await self.entries()}
                 except (EventLogError, nats_errors.Error, OSError):
                     attempt += 1
@@ -197,7 +200,7 @@ class Leases:
                     yield now
                 try:
                     await asyncio.wait_for(changed.wait(), seconds)
-                    await asyncio.sleep(_SETTLE_SECONDS)  # what was heard is about to be stored, and others come with it
+                    await asyncio.sleep(_SETTLE_SECONDS)  # renewals come together
                 except TimeoutError:
                     pass
         finally:

@@ -27,6 +27,8 @@ from cellos.eventlog.stored import Stored, read_headers
 
 STREAM = "CELLOS_OUTPUT"
 PREFIX = "cellos.output."
+NEWS_PREFIX = "cellos.news.output."
+"""Where the server tells what was stored. (Followers of the subject itself would be taken for a stream that answers.)"""
 MAX_RUN_BYTES = 1 << 20
 MAX_AGE_SECONDS = 7 * 24 * 3600
 DEFAULT_MAX_BYTES = 1 << 30
@@ -34,7 +36,6 @@ MAX_PIECE_BYTES = 64 << 10
 POLL_SECONDS = 1.0
 ACK_SECONDS = 5.0
 _PAGE_MESSAGES = 64
-_SETTLE_SECONDS = 0.02
 _INSUFFICIENT_STORAGE = (10047, 10028, 10023)
 OutputStream = Literal["stdout", "stderr"]
 
@@ -61,6 +62,7 @@ def output_config(*, replicas: int = 1, max_bytes: int = DEFAULT_MAX_BYTES) -> d
         "max_bytes": max_bytes,
         "discard": "old",
         "allow_direct": True,
+        "republish": {"src": f"{PREFIX}>", "dest": f"{NEWS_PREFIX}>", "headers_only": True},  # followers hear what is stored
     }
 
 
@@ -234,7 +236,7 @@ async def read_output(
         heard.set()
 
     subject = PREFIX + run_id
-    subscription = await client.subscribe(subject, cb=hear) if follow else None
+    subscription = await client.subscribe(NEWS_PREFIX + run_id, cb=hear) if follow else None
     try:
         while True:
             heard.clear()
@@ -252,7 +254,6 @@ async def read_output(
                 return
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), POLL_SECONDS)
-                await asyncio.sleep(_SETTLE_SECONDS)  # what was heard is about to be stored
     finally:
         if subscription is not None:
             with contextlib.suppress(nats_errors.Error, OSError):
