@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -34,6 +35,8 @@ LOST_REASONS = frozenset({NODE_LOST, NODE_DRAINED, NODE_RESTARTED})
 """The program is not to blame: such an end counts as a lost node, not as a failure."""
 CANCELLED = "cancelled"
 """The reason of `destroyed` where a node ended a run because its formation is to end."""
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,3}").fullmatch
 
 WorkClass = Literal["base", "limits", "egress"]
 WORK_CLASSES: tuple[WorkClass, ...] = get_args(WorkClass)
@@ -89,7 +92,8 @@ def attempt_of(subject: str) -> Attempt | None:
         parts = subject[len(WORK_PREFIX) :].split(".")[2:]
     else:
         return None
-    if len(parts) != 3 or not (parts[2].isascii() and parts[2].isdigit()):
+    # A subject that only reads like another one guards nothing of it.
+    if len(parts) != 3 or not _NUMBER(parts[2]):
         return None
     member_id = text(parts[1])
     return None if member_id is None else Attempt(parts[0], member_id, int(parts[2]))
@@ -103,9 +107,11 @@ def token(value: str) -> str:
 def text(value: str) -> str | None:
     """What `token` was made of; None where it is no such token."""
     try:
-        return base64.b32decode(value + "=" * (-len(value) % 8)).decode()
+        found = base64.b32decode(value + "=" * (-len(value) % 8)).decode()
     except (binascii.Error, UnicodeDecodeError):
         return None
+    # The last character has bits that mean nothing: only one way to set them is ours.
+    return found if token(found) == value else None
 
 
 def dispatched(
