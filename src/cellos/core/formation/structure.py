@@ -88,7 +88,7 @@ def refuse_order(after: Mapping[str, Sequence[str]]) -> None:
         steps = [f"{shown(id)} waits for {shown(other)}" for id, other in zip(cycle, [*cycle[1:], cycle[0]], strict=True)]
         cut = steps[:_LONGEST_CYCLE_SHOWN]
         more = f", and {len(steps) - len(cut)} more" if len(steps) > len(cut) else ""
-        raise FormationRejected(problem("formation/cycle", f"after is a circle: {', '.join(cut)}{more}"))
+        raise FormationRejected(problem("formation/cycle", f"after makes a circle: {', '.join(cut)}{more}"))
 
 
 def _cycle(after: Mapping[str, Sequence[str]]) -> list[str]:

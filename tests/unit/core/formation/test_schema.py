@@ -1,4 +1,5 @@
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,21 @@ BEYOND_A_SCHEMA = {
     "coordinator-elsewhere", "coordinator-control-characters", "duplicate-member", "duplicate-coordinator", "coordinator-authorized",
     "member-unauthorized", "orphan", "self-loop", "two-cycle", "cycle-further-up", "pool-twice",
     "wider-secret", "wider-egress", "wider-name", "wider-mount", "wider-memory", "wider-lifetime",
+    "after-unknown", "after-unknown-far", "after-itself", "after-circle", "after-circle-further-on",
+    "use-unknown", "use-without-templates", "use-pool-twice", "use-wider", "use-secret", "backoff-shrinking",
+    # What nobody knows is carried along, and only a person sees that it is misspelt.
+    "after-misspelt", "critical-misspelt", "retries-misspelt", "on-node-lost-misspelt", "templates-misspelt", "on-disconnect-misspelt",
     "name-newline",  # only to this library: the `$` of Python also matches before a last line feed
 }  # fmt: skip
 
 
+@cache
+def validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(formation_schema())
+
+
 def accepts(value: object) -> bool:
-    return jsonschema.Draft202012Validator(formation_schema()).is_valid(value)
+    return validator().is_valid(value)
 
 
 def test_it_is_a_schema() -> None:
