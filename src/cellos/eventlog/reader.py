@@ -48,6 +48,7 @@ class Reader:
 
     `caught_up` is set while everything that was there when it connected has been handed out and the owner has come back for more.
     `on_trouble` is told, once per reason, why there is no connection. `on_missing` is for making the stream where there is none (any more).
+    `subjects` is a filter: only messages under it come, and `caught_up` means nothing then.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Reader:
         name: str = "cellos-reader",
         on_trouble: Callable[[str], None] | None = None,
         on_missing: Callable[[], Awaitable[object]] | None = None,
+        subjects: str | None = None,
     ) -> None:
         self.caught_up = asyncio.Event()
         self._settings: Settings = client.settings
@@ -65,6 +67,7 @@ class Reader:
         self._name = name
         self._on_trouble = on_trouble
         self._on_missing = on_missing
+        self._subjects = subjects
         self._told = ""
         self._created = start.stream_created if start else ""
         self._position = start.sequence if start else 0
@@ -149,7 +152,7 @@ class Reader:
             await self._check(session, info)
             if self._start is None and self._last is None:
                 self._position = info.first_seq - 1
-            nothing_more = await session.consume(self._position + 1)
+            nothing_more = await session.consume(self._position + 1, self._subjects)
         except BaseException:
             session.close()
             raise
@@ -243,7 +246,7 @@ class _Session:
                 return None
             raise
 
-    async def consume(self, begin: int) -> bool:
+    async def consume(self, begin: int, subjects: str | None) -> bool:
         """Let messages come, from sequence `begin`; whether there are none yet. Raises EventLogError."""
         config = {
             "deliver_policy": "by_start_sequence",
@@ -253,6 +256,8 @@ class _Session:
             "num_replicas": 1,
             "inactive_threshold": INACTIVE_SECONDS * _NANO,
         }
+        if subjects is not None:
+            config["filter_subject"] = subjects
         request = {"stream_name": STREAM, "config": config}
         answer = read_reply(await self.link.request(f"$JS.API.CONSUMER.CREATE.{STREAM}", request), what="CONSUMER.CREATE")
         made = msgspec.json.decode(answer, type=_Made)

@@ -10,11 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import os
-import resource
-import signal
 import socket
-import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import NoReturn
@@ -27,7 +23,8 @@ from cellos import __version__
 from cellos.core.evidence.keys import Keyring, read_hmac_keys, read_verify_keys
 from cellos.core.evidence.sign import verify
 from cellos.core.projection import Verify
-from cellos.errors import CellosError, ConfigError, os_error_text
+from cellos.daemon.process import command, raise_open_files, stop_event
+from cellos.errors import ConfigError, os_error_text
 from cellos.eventlog.connect import Settings, read_nats_settings
 from cellos.eventlog.stream import StreamSettings, read_stream_settings
 from cellos.http.listener import inherited, listen
@@ -35,7 +32,6 @@ from cellos.server.admin import create_admin_app
 from cellos.server.app import create_app
 from cellos.server.config import HMAC_KEYS, KEYS, Address, Config, read_config
 from cellos.server.follow import Follower
-from cellos.server.logs import set_up_logging
 from cellos.server.protocol import EventProtocol, limited_http
 from cellos.server.state import ServerState
 from cellos.server.store import SnapshotStore
@@ -58,32 +54,13 @@ _log = logging.getLogger("cellos.server")
 
 def main() -> NoReturn:
     """Entry point of `cellos-server`."""
-    match sys.argv[1:]:
-        case []:
-            sys.exit(_guarded())
-        case ["--version" | "-V"]:
-            sys.stdout.write(f"cellos-server {__version__}\n")
-        case ["--help" | "-h"]:
-            sys.stdout.write(HELP)
-        case [first, *_]:
-            sys.stderr.write(f"Error: cellos-server takes no argument {first} (see: cellos-server --help)\n")
-            sys.exit(1)
-    sys.exit(0)
+    command("cellos-server", __version__, HELP, _run)
 
 
-def _guarded() -> int:
-    set_up_logging(os.environ.get("RUST_LOG", ""))
-    try:
-        plan = _Plan(os.environ)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(plan))
-    except CellosError as error:
-        _log.error("cellos-server fatal", extra={"fields": {"error": str(error), "code": error.code}})
-        return 1
-    except Exception:  # noqa: BLE001  # the log is where a service tells what ended it
-        _log.exception("cellos-server fatal")
-        return 1
-    return 0
+def _run(environment: Mapping[str, str]) -> None:
+    plan = _Plan(environment)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(plan))
 
 
 class _Plan:
@@ -134,7 +111,7 @@ async def _serve(plan: _Plan) -> None:
         git_sha=config.git_sha,
         skip_replay=config.skip_replay,
     )
-    stop = _stop_event()
+    stop = stop_event()
     follower = Follower(state, plan.nats, stream=plan.stream, store=plan.store)
     servers: list[Server] = []
     following = asyncio.create_task(follower.run())
@@ -160,21 +137,6 @@ async def _serve(plan: _Plan) -> None:
         if plan.store is not None:
             plan.store.close()
     _log.info("cellos-server ended")
-
-
-def _stop_event() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. The second one ends the process where it stands."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def heard(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, heard, number)
-    return stop
 
 
 class Server(uvicorn.Server):
@@ -226,14 +188,7 @@ async def open_server(app: ASGIApp, place: Address | socket.socket, message: str
 
 def _most_connections() -> int:
     """As many as the system lets us, less what we need ourselves: a full table of descriptors would stop the reader, too."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-        except (OSError, ValueError):
-            _log.debug("the limit of open files stays", extra={"fields": {"limit": soft}})
-    return max(16, soft - _RESERVED_DESCRIPTORS)
+    return max(16, raise_open_files() - _RESERVED_DESCRIPTORS)
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ def _new_file(host: Host, sinks: Sinks, name: str) -> str:
     return f"{host.state.evidence if sinks.none_at_all else host.state.spool}/{name}.jsonl"
 
 
-def make_emitter(host: Host, chain: Chain | None, spool: Spool, outlets: Sequence[EventSink]) -> Emitter:
+def make_emitter(host: Host, chain: Chain | None, spool: EventSink, outlets: Sequence[EventSink]) -> Emitter:
     """What makes events final, with the host's redaction and signature."""
     return Emitter(
         chain=chain,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cellos.server.logs import CREDENTIALS, read_levels, set_up_logging
+from cellos.daemon.logs import CREDENTIALS, read_levels, set_up_logging
 
 
 @pytest.fixture

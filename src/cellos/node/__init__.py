@@ -1,0 +1,1 @@
+"""`cellos-node`: runs members of formations in cells of this host."""

@@ -1,0 +1,197 @@
+"""`cellos-node`: reads its variables, starts the launcher, connects, and runs what the queue offers until SIGTERM or SIGINT.
+
+Order: log, variables, launcher, state directory, backend, NATS, streams; then nobody of the same name may be alive, what a former life left
+is told, and the node begins to live. At the end it takes nothing more and lets its cells end within CELLOS_NODE_DRAIN_MS; a second signal
+ends the process at once, and the next start tells the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import NoReturn
+
+import uvloop
+
+from cellos import __version__
+from cellos.core.formation.runs import NODE_RESTARTED
+from cellos.daemon.process import command, raise_open_files, stop_event
+from cellos.errors import EventLogError, HostBackendError, LogTooOld, NoStream, os_error_text
+from cellos.eventlog.connect import LogClient, Settings, connect, pause, read_nats_settings, require_version
+from cellos.eventlog.leases import NODES, Leases, ensure_leases
+from cellos.eventlog.log import EventLog
+from cellos.eventlog.output import ensure_output
+from cellos.eventlog.stream import StreamSettings, ensure_stream, read_stream_settings
+from cellos.eventlog.work import ensure_work
+from cellos.node.config import Config, read_config
+from cellos.node.home import Home
+from cellos.node.lease import refuse_namesake
+from cellos.node.node import Node
+from cellos.node.recover import read_left, tell
+from cellos.sandbox.launcher import Launcher
+from cellos.supervisor import profile
+from cellos.supervisor.compose import Host, make_broker, make_emitter, open_host
+
+HELP = """\
+Usage: cellos-node    run members of formations in cells of this host; everything is set by variables: docs/reference/node.md
+       cellos-node --version | --help
+
+Example:
+  CELLOS_NATS_URL=nats://127.0.0.1:4222 cellos-node
+"""
+ALWAYS_AHEAD = 1 << 30
+"""Of cells that are made before they are asked for, one at a time."""
+NOTICES_SUBJECT = "cellos.events.v1"
+"""Where events of no run go, as a supervisor's do by default."""
+_log = logging.getLogger("cellos.node")
+
+
+def main() -> NoReturn:
+    """Entry point of `cellos-node`."""
+    command("cellos-node", __version__, HELP, _run)
+
+
+def _run(environment: Mapping[str, str]) -> None:
+    started_ns = time.time_ns()
+    config = read_config(environment)
+    nats, stream = read_nats_settings(environment), read_stream_settings(environment)
+    raise_open_files()
+    with ExitStack() as closing:
+        launcher = None
+        if config.run.backend == "linux":
+            launcher = closing.enter_context(_start_launcher(environment))  # before there is any thread
+        make_broker(config.run)  # what it says of wrong settings is better heard now
+        home = closing.enter_context(Home.open(environment, config.id))
+        host = open_host(config.run, launcher, _warn, state=home.state, lost=NODE_RESTARTED)
+        if launcher is not None:
+            _require_primitives(config, launcher)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(config, host, home, nats, stream, started_ns))
+
+
+def _start_launcher(environment: Mapping[str, str]) -> Launcher:
+    try:
+        return Launcher.start(ahead=ALWAYS_AHEAD, cgroup_parent=environment.get("CELLOS_CGROUP_PARENT", "").strip())
+    except OSError as error:
+        raise HostBackendError(f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`") from error
+
+
+def _require_primitives(config: Config, launcher: Launcher) -> None:
+    """As a supervisor does; but without control groups a node can still run what declares no limits, unless it is to be hardened."""
+    from cellos.backends.linux import missing_primitives
+    from cellos.sandbox.cures import OWN_GROUP
+
+    environment = config.run.environment
+    missing = profile.forced_missing(environment.get(profile.FORCED))
+    missing = missing_primitives(launcher) if missing is None else missing
+    if config.run.profile != "hardened" and "cgroup-v2" in missing:
+        _log.warning("no limits can be enforced here", extra={"fields": {"cure": OWN_GROUP}})
+        missing = tuple(name for name in missing if name != "cgroup-v2")
+    profile.enforce(config.run.profile, missing, _warn)
+
+
+async def _serve(config: Config, host: Host, home: Home, nats: Settings, stream: StreamSettings, started_ns: int) -> None:
+    """Until a signal, or until something fails for good."""
+    stop = stop_event()
+    beginning = asyncio.create_task(_begin(config, host, home, nats, stream))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({beginning, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if beginning.done():
+            client = beginning.result()
+            try:
+                node = Node(config, host, home, client, replicas=stream.replicas, started_ns=started_ns)
+                fields = {"node": config.id, "pool": config.pool, "slots": config.slots, "classes": list(node.classes)}
+                _log.info("cellos-node ready", extra={"fields": fields})
+                await node.run(stop)
+            finally:
+                await client.close()
+    finally:
+        for task in (beginning, stopping):
+            task.cancel()
+        await asyncio.gather(beginning, stopping, return_exceptions=True)
+    _log.info("cellos-node ended")
+
+
+async def _begin(config: Config, host: Host, home: Home, nats: Settings, stream: StreamSettings) -> LogClient:
+    """A connection with everything in place, and nothing left of a former life. Raises CellosError where it will never work."""
+    client = await connect(nats, name=f"cellos-node {config.id}", on_trouble=_trouble)
+    try:
+        require_version(client)
+        _log.info("connected to NATS", extra={"fields": {"url": nats.shown}})
+        attempt, told = 0, ""
+        while True:
+            try:
+                await _prepare(config, host, home, client, stream)
+            except (LogTooOld, NoStream):
+                raise
+            except EventLogError as error:
+                if error.text != told:
+                    _trouble(error.text)
+                told = error.text
+                attempt += 1
+                await asyncio.sleep(pause(attempt))
+            else:
+                return client
+    except BaseException:
+        await client.close()
+        raise
+
+
+async def _prepare(config: Config, host: Host, home: Home, client: LogClient, stream: StreamSettings) -> None:
+    """May be done again after an EventLogError."""
+    await ensure_stream(client, replicas=stream.replicas, max_bytes=stream.max_bytes)
+    await ensure_leases(client, replicas=stream.replicas)
+    await ensure_work(client, replicas=stream.replicas)
+    await ensure_output(client, replicas=stream.replicas)
+    await refuse_namesake(client, config.id, own=home.former)
+    log = EventLog(client)
+    for left in read_left(host):
+        outcome = await tell(left, log)
+        _log.info("a run that a former life of this node left", extra={"fields": {"subject": left.subject, "told": outcome}})
+    if home.former is not None:
+        leases, key = Leases(client, replicas=stream.replicas), NODES + home.former
+        found = next((lease for lease in await leases.entries(NODES) if lease.key == key), None)
+        if found is not None:
+            await leases.delete(key, found.revision)
+    await _tell_notices(host, log)
+
+
+async def _tell_notices(host: Host, log: EventLog) -> None:
+    """Events about the operator's files, which belong to no run."""
+    lines = _Lines()
+    emitter = make_emitter(host, None, lines, ())
+    for draft in host.notices:
+        emitter.emit(draft)
+    for event_id, line in lines.taken:
+        await log.publish(NOTICES_SUBJECT, line, message_id=event_id)
+    host.notices.clear()
+
+
+class _Lines:
+    """A sink that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[str, bytes]] = []
+
+    def emit(self, event_id: str, line: bytes) -> None:
+        self.taken.append((event_id, line))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _warn(text: str) -> None:
+    _log.warning(text)
+
+
+def _trouble(text: str) -> None:
+    _log.warning("no event log; trying again", extra={"fields": {"error": text}})
+
+
+if __name__ == "__main__":
+    main()
