@@ -15,10 +15,10 @@ import msgspec
 
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
 from cellos.core.formation.members import DEFAULT_POOL
+from cellos.daemon.capacity import host_cpu_micros, host_memory_bytes
 from cellos.errors import ConfigError
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
-from cellos.node.capacity import host_cpu_micros, host_memory_bytes
 from cellos.supervisor import config as supervisor
 
 NODE_ID = "CELLOS_NODE_ID"

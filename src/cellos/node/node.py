@@ -21,6 +21,7 @@ from cellos.core.documents import Run as RunSpec
 from cellos.core.documents.execution_cell import Authority, Lifetime
 from cellos.core.formation.runs import CANCELLED, NODE_DRAINED, NODE_LOST, Attempt, WorkClass
 from cellos.core.ids import rfc3339
+from cellos.daemon.capacity import Capacity
 from cellos.errors import CellosError, EventLogError, EventSinkError
 from cellos.eventlog.connect import LogClient, pause
 from cellos.eventlog.leases import Leases, NodeLease
@@ -29,7 +30,6 @@ from cellos.eventlog.output import OutputWriter
 from cellos.eventlog.spool import require_room
 from cellos.eventlog.work import WorkItem, WorkQueue
 from cellos.node.cancelled import Cancelled
-from cellos.node.capacity import Capacity
 from cellos.node.config import Config
 from cellos.node.home import Home
 from cellos.node.lease import LeaseKeeper

@@ -1,4 +1,4 @@
-"""What a node has to give: slots, memory and processor time, and what its cells were promised of it.
+"""What a daemon that runs cells has to give: slots, memory and processor time, and what its cells were promised of it.
 
 Only what a document declares is subtracted: a cell that declares nothing gets the default limits, and shares what is left as processes of
 a host do.
@@ -37,7 +37,7 @@ def need_of(spec: CellSpec) -> Need:
 
 
 class Capacity:
-    """Slots and resources of a node. Owned by one thread."""
+    """Slots and resources. Owned by one thread."""
 
     def __init__(self, *, slots: int, memory_bytes: int, cpu_micros: int) -> None:
         self.slots = self.slots_free = slots
