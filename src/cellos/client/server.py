@@ -1,7 +1,8 @@
-"""The control plane, for programs: what `cellos get`, `apply`, `delete` and `events --follow` are made of.
+"""The control plane, for programs: what `cellos get`, `apply`, `wait`, `logs`, `delete` and `events --follow` are made of.
 
     with Server(find_server(os.environ)) as server:
         made = server.apply(document)
+        ended = server.wait(made.id)
         for entry in server.follow(since=server.events(limit=1).cursor):
             ...
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlencode, urljoin, urlsplit
@@ -27,7 +28,10 @@ import msgspec
 
 from cellos.client.address import Address
 from cellos.client.answers import Entry, Expired, Kind, Record, after_close, formation_path, is_id, problem_of, quoted, read_frame, records
+from cellos.core.formation.transitions import TERMINAL
+from cellos.core.formation.views import FormationView
 from cellos.core.ids import UUID_RANDOM_BYTES, uuid7
+from cellos.core.output import NDJSON, OutputEnd, Piece, read_line
 from cellos.errors import ServerError, ServerProblem, ServerUnreachable
 from cellos.http import client, fault_text, trust
 from cellos.http.proxies import goes_direct, proxies
@@ -50,6 +54,11 @@ _END = (1 << 63) - 1
 _PING_SECONDS = 25.0
 _CLOSE_SECONDS = 1.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
+_SHORTEST_LOOK, _LONGEST_LOOK, _LOOK_PART = 0.1, 2.0, 10.0
+"""Seconds between two looks at a formation: ten times what the last one took, within these."""
+_FOREVER_MS = 1 << 40
+SILENCE_SECONDS = 60.0
+"""A server that follows output says something every few seconds."""
 _STEADY_SECONDS = 30.0
 """A connection that held so long is followed by the shortest pause."""
 _LARGEST_FRAME = 1 << 26
@@ -121,6 +130,14 @@ class Server:
         """A formation by its id or its name."""
         return self._object(self._get(formation_path(ident)))
 
+    def members(self, ident: str) -> FormationView:
+        """A formation, by its id or its name, with its members: what each does, or waits for."""
+        return self._decoded(self._get(f"/v1/formations/{quoted(ident)}/members"), FormationView)
+
+    def nodes(self) -> Record:
+        """`{"nodes": […], "controllers": […]}`: what runs cells, and what drives formations."""
+        return self._object(self._get("/v1/nodes"))
+
     def apply(self, document: bytes, *, key: str | None = None) -> Made:
         """Make the formation of a JSON document. The same `key` again gives the first answer, and makes nothing; None is a new one.
 
@@ -182,6 +199,101 @@ class Server:
                 pause = 0.0
             pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, 2 * pause))
             self._sleep(pause * random.uniform(0.5, 1.0))
+
+    # ---------------------------------------------------------------- over time
+
+    def watch(self, ident: str, *, note: Callable[[str], None] = lambda _: None) -> Iterator[FormationView]:
+        """A formation's members again and again, for ever. The first answer has to come; in a later outage they are given as they were.
+
+        `note` is told of outages. Where the name comes to be another formation's, this one is still meant.
+        """
+        lost, view = False, None
+        while True:
+            asked = time.monotonic()
+            try:
+                view = self.members(ident)
+            except (ServerUnreachable, ServerProblem) as error:
+                if view is None or (isinstance(error, ServerProblem) and error.status not in _NOT_NOW):
+                    raise
+                if not lost:
+                    note(f"{error.text}; trying again")
+                lost, pause = True, _LONGEST_LOOK
+            else:
+                if lost:
+                    note(f"connected to {self.address.url} again")
+                # To be asked must not cost the server more than a small part of its time.
+                pause = min(_LONGEST_LOOK, max(_SHORTEST_LOOK, _LOOK_PART * (time.monotonic() - asked)))
+                lost, ident = False, view.formation_id
+            yield view
+            self._sleep(pause)
+
+    def wait(self, ident: str, *, until: Collection[str] = TERMINAL, timeout: float | None = None) -> FormationView:
+        """Until a formation has one of these status words, has ended, or `timeout` seconds are over: how it stands then."""
+        end = None if timeout is None else time.monotonic() + timeout
+        for view in self.watch(ident):
+            if view.status in until or view.has_ended or (end is not None and time.monotonic() >= end):
+                return view
+        raise AssertionError  # it goes on for ever
+
+    def output(
+        self,
+        cell_id: str,
+        *,
+        run: str | None = None,
+        stream: str | None = None,
+        follow: bool = False,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> Iterator[Piece | OutputEnd]:
+        """What a cell wrote, in order, and an OutputEnd. `run`: of that run, else of the latest one; `stream`: stdout or stderr.
+
+        `follow`: and what it is yet to write, until it has ended; a connection that is lost is made again where it ended.
+        """
+        after, lost, came = 0, 0, False
+        while True:
+            query = {"run": run, "stream": stream, "follow": "1" if follow else None, "after": after or None, "format": "ndjson"}
+            try:
+                for each in self._lines(f"/v1/cells/{quoted(cell_id)}/output", query):
+                    run, came, lost = each.run_id, True, 0
+                    if isinstance(each, Piece):
+                        after = each.sequence
+                    yield each
+                    if isinstance(each, OutputEnd):
+                        return
+                why = "the connection ended"
+            except (ServerUnreachable, ServerProblem) as error:
+                if isinstance(error, ServerProblem) and error.status not in _NOT_NOW:
+                    raise
+                why = error.text
+            if lost >= len(self._pauses) and not (follow and came):
+                raise ServerUnreachable(why)
+            if lost == 0 and came:
+                note(f"{why}; trying again")
+            lost += 1
+            self._sleep(min(_LONGEST_PAUSE, _SHORTEST_PAUSE * 2**lost))
+
+    def _lines(self, path: str, query: Mapping[str, object]) -> Iterator[Piece | OutputEnd]:
+        """Raises ServerUnreachable, ServerProblem."""
+        import httpx2
+
+        given = {name: value for name, value in query.items() if value is not None}
+        # A run may be silent for long; the server sends a blank line now and then.
+        patience = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_TIMEOUT_MS / 1000)
+        limit_ms = _FOREVER_MS if query["follow"] else TIMEOUT_MS
+        try:
+            with (
+                client(self._environment, timeout_ms=limit_ms, connect_timeout_ms=CONNECT_TIMEOUT_MS) as http,
+                http.stream("GET", f"{self.address.url}{path}?{urlencode(given)}", headers=self._headers, timeout=patience) as answer,
+            ):
+                if not answer.is_success:
+                    answer.read()
+                    raise ServerProblem(problem_of(answer.status_code, answer.headers.get("Content-Type", ""), answer.content))
+                if not answer.headers.get("Content-Type", "").startswith(NDJSON):
+                    raise ServerError(f"{path}: the answer is no {NDJSON}")
+                for line in answer.iter_lines():
+                    if line:
+                        yield read_line(line.encode())
+        except httpx2.TransportError as error:
+            raise self._unreachable(error) from error
 
     # ---------------------------------------------------------------- below
 

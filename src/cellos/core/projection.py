@@ -125,6 +125,14 @@ class Projection:
         row = self._cells.get(id)
         return None if row is None else row.line
 
+    def has_ended(self, id: str, run_id: str) -> bool:
+        """Whether a run of a cell is known to be over: it was destroyed, or another one followed."""
+        row = self._cells.get(id)
+        if row is None:
+            return False
+        history = row.history
+        return row.state == "destroyed" if history.record.run_id == run_id else run_id in history.superseded
+
     def cells(
         self, *, state: State | None = None, formation: str | None = None, after: str | None = None, limit: int | None = None
     ) -> Page:

@@ -130,6 +130,7 @@ async def _serve(plan: _Plan) -> None:
         _log.info("shutdown signal received; draining")
     finally:
         stopping.cancel()
+        state.ending.set()
         await asyncio.gather(*(server.end() for server in reversed(servers)))
         follower.save()
         following.cancel()

@@ -11,8 +11,10 @@ from starlette.types import Receive, Scope
 
 from cellos import __version__
 from cellos.core.cell import CellRecord
+from cellos.core.formation.views import FormationView
 from cellos.core.problem import MEDIA_TYPE, Problem
 from cellos.core.projection import FormationRecord
+from cellos.eventlog.leases import ControllerLease, NodeLease
 from cellos.server.query import MAX_U64
 from cellos.server.replies import Reply, tagged_reply
 from cellos.server.state import ServerState
@@ -82,6 +84,8 @@ def _answer(operation: Operation) -> dict[str, Any]:
     answer: dict[str, Any] = {"description": _PHRASES[operation.success]}
     if operation.shape is not None:
         answer["content"] = {"application/json": _of(operation.shape)}
+    if operation.media is not None:
+        answer["content"] = {operation.media: {"schema": {}}}
     return answer
 
 
@@ -110,12 +114,16 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     from cellos.server.formations import StatusReport
 
-    _, found = msgspec.json.schema_components((CellRecord, FormationRecord, Problem, StatusReport), ref_template=_TEMPLATE)
+    shapes = (CellRecord, FormationRecord, FormationView, NodeLease, ControllerLease, Problem, StatusReport)
+    _, found = msgspec.json.schema_components(shapes, ref_template=_TEMPLATE)
     event = {"type": "object", "required": ["seq", "event"], "properties": {"seq": _CURSOR, "event": {"type": "object"}}}
     return {
         **found,
         "CellList": {"type": "array", "items": {"$ref": _TEMPLATE.format(name="CellRecord")}},
         "FormationList": _object(formations={"type": "array", "items": {"$ref": _TEMPLATE.format(name="FormationRecord")}}, cursor=_CURSOR),
+        "NodeList": _object(
+            nodes={"type": "array", "items": _leased("NodeLease")}, controllers={"type": "array", "items": _leased("ControllerLease")}
+        ),
         "EventPage": _object(events={"type": "array", "items": event}, cursor=_CURSOR),
         "Created": _object(id=_UUID, name={"type": "string"}, status={"const": "PENDING"}),
         "Version": _object(server={"type": "object"}, api=_object(version={"type": "string"})),
@@ -129,6 +137,11 @@ def _schemas() -> dict[str, Any]:
             },
         },
     }
+
+
+def _leased(name: str) -> dict[str, Any]:
+    """A lease, and what the server says of it."""
+    return {"allOf": [{"$ref": _TEMPLATE.format(name=name)}, _object(renewedAt={"type": "string"}, late={"type": "boolean"})]}
 
 
 def _member() -> dict[str, Any]:

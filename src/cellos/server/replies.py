@@ -5,8 +5,9 @@ Every answer of the server is made here, so every one has the CORS headers: a pa
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
 
 from starlette.types import Receive, Scope, Send
@@ -62,6 +63,46 @@ class Reply:
             body = b""
         await send({"type": f"{kind}.start", "status": self.status, "headers": headers})
         await send({"type": f"{kind}.body", "body": body})
+
+
+class StreamedReply(Reply):
+    """A body that is made while it is sent; its end is the end of `parts`, or the client's patience."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, parts: AsyncGenerator[bytes], *, headers: Sequence[Header] = ()) -> None:
+        super().__init__(b"", headers=headers)
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application."""
+        await send({"type": "http.response.start", "status": self.status, "headers": [*CORS, *self.headers]})
+        if scope["method"] != "HEAD":
+            gone = asyncio.create_task(_gone(receive))
+            try:
+                await self._send(send, gone)
+            finally:
+                gone.cancel()
+        await self._parts.aclose()
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send(self, send: Send, gone: asyncio.Task[None]) -> None:
+        while True:
+            following = asyncio.ensure_future(anext(self._parts, None))
+            await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not following.done():
+                following.cancel()
+                await asyncio.wait({following})
+                return
+            part = following.result()
+            if part is None:
+                return
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def json_reply(body: bytes, *, status: int = 200, headers: Sequence[Header] = ()) -> Reply:

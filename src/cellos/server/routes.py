@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from starlette.types import Receive, Scope
 
-from cellos.server import about, cells, events, formations, openapi
+from cellos.server import about, cells, events, formations, members, nodes, openapi, output
 from cellos.server.replies import Reply
 from cellos.server.state import ServerState
 
@@ -26,7 +26,10 @@ class Parameter(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """A method of a path. `shape` names the schema of the answer, `body` that of the request; `failures` beside 401."""
+    """A method of a path. `shape` names the schema of the answer, `body` that of the request; `failures` beside 401.
+
+    `media` is the type of an answer that is no JSON.
+    """
 
     method: str
     handler: Handler
@@ -36,6 +39,7 @@ class Operation(NamedTuple):
     query: tuple[Parameter, ...] = ()
     shape: str | None = None
     body: str | None = None
+    media: str | None = None
 
 
 class Route(NamedTuple):
@@ -122,6 +126,40 @@ ROUTES = (
                 204,
                 (400, 404, 409, 413, 415, 422, 503),
                 body="StatusReport",
+            ),
+        ),
+    ),
+    Route(
+        "/v1/formations/{formation}/members",
+        (
+            Operation(
+                "GET",
+                members.list_members,
+                "its members, by its id or its name: what each does, or waits for",
+                200,
+                (404, 503),
+                shape="FormationView",
+            ),
+        ),
+    ),
+    Route("/v1/nodes", (Operation("GET", nodes.list_nodes, "who runs cells, and who drives formations", 200, (503,), shape="NodeList"),)),
+    Route(
+        "/v1/cells/{id}/output",
+        (
+            Operation(
+                "GET",
+                output.get_output,
+                "what it wrote",
+                200,
+                (400, 404, 503),
+                (
+                    Parameter("stream", "stdout|stderr", "that one only"),
+                    Parameter("run", "string", "of that run; the latest one without it"),
+                    Parameter("follow", "0|1", "1: and what comes, until the run has ended"),
+                    Parameter("format", "raw|ndjson", "raw without it: the bytes, as they were written"),
+                    Parameter("after", "integer", "what follows this `seq`"),
+                ),
+                media="application/octet-stream",
             ),
         ),
     ),

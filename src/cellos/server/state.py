@@ -25,6 +25,7 @@ from cellos.eventlog.stream import StreamInfo, stream_info
 from cellos.server.auth import Tokens
 from cellos.server.hub import Hub
 from cellos.server.replies import Header, Refused
+from cellos.server.story import Stories
 
 APPLIED_SECONDS = 5.0
 RETRY_AFTER: tuple[Header, ...] = ((b"retry-after", b"2"),)
@@ -65,6 +66,7 @@ class ServerState:
         self.hub.start_at(self.projection.cursor)
         self.ending = asyncio.Event()
         """The server is about to end: answers that go on for ever end now."""
+        self.stories = Stories()
         self.following = False
         """Somebody reads the log for us, or tries to."""
         self.reader: Reader | None = None
@@ -122,6 +124,7 @@ class ServerState:
     def replace(self, projection: Projection) -> None:
         """Go on with another projection: of a snapshot, or an empty one that everything is read into again."""
         self.projection = projection
+        self.stories = Stories()
         self.hub.start_at(projection.cursor)
         self.changed()
 
@@ -138,13 +141,16 @@ class ServerState:
         """Until the event of this sequence is in the lists. Raises Refused after APPLIED_SECONDS."""
         if sequence <= self.cursor:
             return
-        waiter = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
         heapq.heappush(self._waiting, (sequence, next(self._order), waiter))
+        timer = loop.call_later(APPLIED_SECONDS, _give_up, waiter)
         try:
-            async with asyncio.timeout(APPLIED_SECONDS):
-                await waiter
+            await waiter
         except TimeoutError:
             raise unavailable("the event log is read with a delay; retry later") from None
+        finally:
+            timer.cancel()
 
     def required_log(self) -> EventLog:
         """The log, to write to. Raises Refused where there has been no connection to it yet."""
@@ -162,6 +168,11 @@ class ServerState:
         """An event id and its time."""
         now = self.clock()
         return uuid7(now // 1_000_000, os.urandom(UUID_RANDOM_BYTES)), rfc3339(now)
+
+
+def _give_up(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 def unavailable(detail: str | None = None) -> Refused:

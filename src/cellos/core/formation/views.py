@@ -13,6 +13,7 @@ import msgspec
 from cellos.core.events import COMMAND_COMPLETED, DESTROYED, STARTED, Event
 from cellos.core.formation.runs import CLAIMED, DISPATCHED, VOID, Attempt, attempt_of
 from cellos.core.formation.transitions import TERMINAL
+from cellos.core.messages import canonical_uuid
 
 OVER = frozenset({"succeeded", "failed", "skipped"})
 """The phases of a member after which nothing happens to it any more."""
@@ -141,6 +142,12 @@ def _after(known: AttemptView | None, attempt: Attempt, event: Event, news: dict
     if _ORDER.index(str(state)) < _ORDER.index(before.state):
         news = {**news, "state": before.state}
     return msgspec.structs.replace(before, **news)
+
+
+def place_of(cell_id: str) -> tuple[str, str] | None:
+    """The formation and the member that a cell id is made of; None for one of another make."""
+    formation_id, dot, member_id = cell_id.partition(".")
+    return (formation_id, member_id) if dot and member_id and canonical_uuid(formation_id) == formation_id else None
 
 
 def _text(value: object) -> str | None:
