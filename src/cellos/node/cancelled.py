@@ -58,6 +58,10 @@ class Cancelled:
                 attempt += 1
                 await asyncio.sleep(pause(attempt))
 
+    def is_known(self, formation_id: str) -> bool:
+        """Whether it is known to be to end."""
+        return self._known.get(formation_id, False)
+
     async def is_to_end(self, formation_id: str) -> bool:
         """Whether it was to end when this was asked. Raises EventLogError."""
         known = self._known.get(formation_id)

@@ -154,8 +154,8 @@ class Node:
             _log.error("work that nobody can do", extra={"fields": {"subject": item.subject, "error": str(error)}})
             await item.ack()
             return
-        if work.attempt in self._runs:
-            await item.ack()
+        if work.attempt in self._runs or self._cancelled.is_known(work.attempt.formation_id):
+            await item.ack()  # a controller writes `void` in the place of the claim
         elif self._draining:
             await item.nak()
         elif not self._capacity.could_hold(work.need):

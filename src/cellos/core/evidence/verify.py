@@ -21,7 +21,7 @@ from typing import Literal, TypeGuard
 import msgspec
 
 from cellos.core.documents.wording import quoted
-from cellos.core.events import DESTROYED, STARTED, Event, SignedEnvelope, canonical_bytes, read_line
+from cellos.core.events import DESTROYED, PREFIX, STARTED, Event, SignedEnvelope, canonical_bytes, read_line
 from cellos.core.evidence.chain import digest, genesis
 from cellos.core.evidence.keys import Keyring
 from cellos.core.evidence.sign import signature_fault
@@ -32,6 +32,7 @@ MAX_LINE_BYTES = 1 << 20
 _RECENT = 64
 """How many runs are searched for the one that a stray event was taken from. It only serves a better text, so it must stay cheap."""
 _HEX = frozenset("0123456789abcdef")
+_TELL_SPEC_HASH = frozenset({STARTED, PREFIX + "run.v1.claimed"})
 _MOST_SIGNERS = 16
 """How many key ids of a run are told. Without keys anybody may have written any number of them."""
 NOT_SIGNED = "CELLOS_EVENT_REQUIRE_SIGNED=1 but payload is not a SignedEventEnvelopeV1"
@@ -340,7 +341,7 @@ class _Run:
             self._follow(read, self._next)
         elif self._place(read, link, bad_line):
             self._follow(read, link.seq if link.prev != self.head else self._next)
-        if event.type == STARTED:
+        if event.type in _TELL_SPEC_HASH:
             self._check_start(event)
         if event.type == DESTROYED and not self.closed:
             self.closed_line = read.line

@@ -1,0 +1,198 @@
+"""A node as a process, and a test in the place of the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from cellos.core import events
+from cellos.core.events import Event, canonical_bytes, parse_event
+from cellos.core.evidence.verify import verify
+from cellos.core.formation.events import phase_event, subject_of
+from cellos.core.formation.runs import CLAIMED, Attempt, WorkClass, dispatched, run_subject, work_subject
+from cellos.core.ids import UUID_RANDOM_BYTES, rfc3339, uuid7
+from cellos.eventlog.connect import Settings, connect
+from cellos.eventlog.leases import NODES, Lease, Leases, NodeLease, ensure_leases, read_node
+from cellos.eventlog.log import EventLog
+from cellos.eventlog.output import Chunk, read_output
+from cellos.eventlog.stored import Stored
+from cellos.eventlog.stream import ensure_stream
+from cellos.testing.daemon_process import NodeProcess
+from cellos.testing.nats_server import NatsServer
+
+SECONDS = 60.0
+T = TypeVar("T")
+
+
+def new_id() -> str:
+    return uuid7(time.time_ns() // 1_000_000, os.urandom(UUID_RANDOM_BYTES))
+
+
+class Log:
+    """The log, and what a controller writes to it. Its own loop in a thread; every call blocks."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+
+    def __enter__(self) -> Log:
+        self._thread.start()
+        self.do(self._open())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _open(self) -> None:
+        self._client = await connect(Settings(url=self._url), name="test")
+        await ensure_stream(self._client, max_bytes=64 << 20)
+        await ensure_leases(self._client)
+        self.log = EventLog(self._client)
+        self.leases = Leases(self._client)
+
+    def do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(SECONDS)
+
+    def write(self, subject: str, event: Event, *, expected_last: int | None = None) -> int:
+        line = canonical_bytes(event)
+        return self.do(self.log.publish(subject, line, message_id=event.id, expected_last=expected_last)).sequence
+
+    # --- what a controller writes
+
+    def dispatch(
+        self,
+        *argv: str,
+        formation: str | None = None,
+        member: str = "m",
+        number: int = 1,
+        pool: str = "default",
+        work: WorkClass = "base",
+        on_disconnect: str = "kill",
+        run: dict[str, Any] | None = None,
+        **spec: Any,
+    ) -> Attempt:
+        """Ask for a cell that runs `argv`."""
+        attempt = Attempt(formation or str(uuid.uuid4()), member, number)
+        command = {"run": {"argv": list(argv), "secretDelivery": "env", **(run or {})}} if argv else {}
+        body = {"authority": {}, "lifetime": {"ttlSeconds": 600}, **command, **spec}
+        now = rfc3339(time.time_ns())
+        event = dispatched(
+            attempt, name="demo", pool=pool, work=work, spec=body, on_disconnect=on_disconnect, event_id=new_id(), time=now
+        )
+        self.write(work_subject(pool, work, attempt), event, expected_last=0)
+        return attempt
+
+    def cancel(self, formation: str) -> None:
+        event = phase_event(formation, "cancelling", name="demo", cell_count=1, reason="test", event_id=new_id(), time=rfc3339(time.time_ns()))
+        self.write(subject_of(formation, "cancelling"), event)
+
+    # --- what is there
+
+    def stored(self, attempt: Attempt) -> list[Stored]:
+        """The events of an attempt."""
+        found: list[Stored] = []
+        after = 0
+        while page := self.do(self.log.read(after, 1000)):
+            found += [stored for stored in page if stored.subject == run_subject(attempt)]
+            after = page[-1].sequence
+        return found
+
+    def events(self, attempt: Attempt) -> list[Event]:
+        return [parse_event(stored.data) for stored in self.stored(attempt)]
+
+    def last(self, attempt: Attempt) -> Event | None:
+        found = self.do(self.log.last(run_subject(attempt)))
+        return parse_event(found.data) if found is not None else None
+
+    def until(self, question: Callable[[], T]) -> T:
+        """Ask again until the answer is true."""
+        deadline = time.monotonic() + SECONDS
+        while not (answer := question()):
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.02)
+        return answer
+
+    def until_type(self, attempt: Attempt, kind: str) -> Event:
+        """The first event of that type."""
+        return self.until(lambda: next((event for event in self.events(attempt) if event.type == kind), None))  # type: ignore[return-value]
+
+    def until_claimed(self, attempt: Attempt) -> dict[str, Any]:
+        return dict(self.until_type(attempt, CLAIMED).members)
+
+    def until_runs(self, attempt: Attempt) -> None:
+        self.until_type(attempt, events.PROCESS_SPAWNED)
+
+    def until_ended(self, attempt: Attempt) -> dict[str, Any]:
+        """Data of `destroyed`, after which nothing comes; the chain is that of one whole run."""
+
+        def ended() -> Event | None:
+            last = self.last(attempt)
+            return last if last is not None and last.type == events.DESTROYED else None
+
+        found = self.until(ended)
+        assert found is not None
+        self.verify(attempt)
+        return dict(found.members)
+
+    def verify(self, attempt: Attempt) -> None:
+        report = verify([stored.data + b"\n" for stored in self.stored(attempt)])
+        assert report.verified, report
+        assert len(report.runs) == 1
+        assert report.runs[0].start_checked
+
+    def output(self, run_id: str) -> list[Chunk]:
+        async def read() -> list[Chunk]:
+            return [chunk async for chunk in read_output(self._client, run_id, follow=True)]
+
+        return self.do(read())
+
+    def nodes(self) -> dict[str, NodeLease]:
+        """Life to what the node says of itself."""
+        found = [read_node(lease) for lease in self.do(self.leases.entries(NODES))]
+        return {node.life: node for node in found if node is not None}
+
+    def lease(self, life: str) -> Lease | None:
+        return next((lease for lease in self.do(self.leases.entries(NODES)) if lease.key == NODES + life), None)
+
+
+@pytest.fixture
+def log(server: NatsServer) -> Iterator[Log]:
+    with Log(server.url) as log:
+        yield log
+
+
+@pytest.fixture
+def node(server: NatsServer, tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
+    """Starts nodes with a state directory of their own, and stops them."""
+    started: list[NodeProcess] = []
+
+    def start(*, wait: bool = True, **variables: str) -> NodeProcess:
+        given = {"CELLOS_STATE_DIR": str(tmp_path / "state"), "CELLOS_NODE_ID": "n1", "CELLOS_NODE_SLOTS": "2", **variables}
+        process = NodeProcess(server.url, **given)
+        started.append(process)
+        if wait:
+            process.start()
+        else:
+            process.launch()
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def text(chunks: list[Chunk], stream: str = "stdout") -> bytes:
+    return b"".join(chunk.data for chunk in chunks if chunk.stream == stream)
+
