@@ -18,8 +18,9 @@ from msgspec import Struct
 from nats import errors as nats_errors
 
 from cellos.errors import EventLogError, NoStream
+from cellos.eventlog.api import NO_MESSAGE, NO_STREAM, ask
 from cellos.eventlog.connect import LogClient, pause
-from cellos.eventlog.log import EventLog
+from cellos.eventlog.log import EventLog, read_message
 from cellos.eventlog.pages import read_page
 from cellos.eventlog.side_stream import ensure_side_stream
 from cellos.eventlog.stored import Stored
@@ -162,12 +163,24 @@ class Leases:
         while True:
             try:
                 page = await read_page(self._client, STREAM, {"seq": after + 1, "next_by_subj": subjects, "batch": 1_000})
-            except NoStream:
+            except NoStream as error:
+                if error.number != NO_STREAM:  # nobody there who could tell: that is not the same as nobody alive
+                    raise
                 return []
             found += [lease for lease in map(_lease, page) if lease is not None]
             if not page:
                 return found
             after = page[-1].sequence
+
+    async def get(self, key: str) -> Lease | None:
+        """A key as the leader of the bucket has it; None where it is not there. Raises LogUnreachable, other EventLogErrors."""
+        try:
+            payload = await ask(self._client, f"STREAM.MSG.GET.{STREAM}", {"last_by_subj": PREFIX + key})
+        except EventLogError as error:
+            if error.number in {NO_MESSAGE, NO_STREAM}:
+                return None
+            raise
+        return _lease(read_message(payload))
 
     async def watch(self, *, seconds: float = 1.0) -> AsyncIterator[Mapping[str, Lease]]:
         """All keys that are there, by key, at once and again after each change; never ends by itself.
