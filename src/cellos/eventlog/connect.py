@@ -5,6 +5,7 @@ What this client promises beyond nats-py:
 - it never gives up: whatever ends a connection, an error of the server included, another one is made, after growing pauses;
 - it never sends in the clear what was configured for TLS;
 - nothing of a broken connection is sent on the next one, and a request whose answer can no longer come fails at once;
+- it talks to the servers of its settings, and to no other that a cluster announces;
 - neither its errors nor its representation hold credentials.
 
 The small blocking client of a one-shot run is in `nats.py`; both read server addresses by `nats_url.py`.
@@ -32,8 +33,8 @@ from cellos.eventlog.nkey import read_credentials_file, read_seed_file
 MINIMUM_VERSION = "2.12"
 """The first with atomic batches."""
 CONNECT_SECONDS = 5
-PING_SECONDS = 20
-"""A dead peer is noticed after two of them."""
+PING_SECONDS = 3
+"""A dead peer is noticed after three of them, so that a node of a cluster still has time to renew its lease by another one."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 4.0
 _CONNECT = b"CONNECT "
@@ -202,7 +203,7 @@ class LogClient(Client):
 
     @property
     def server(self) -> Server:
-        """Ours for the one that nats-py talks to; one that a cluster announced is like the first."""
+        """Ours for the one that nats-py talks to."""
         uri = self._current_server.uri if self._current_server else None
         found = self._by_address.get(f"{uri.hostname}:{uri.port}") if uri else None
         return found or next(iter(self._by_address.values()))
@@ -212,6 +213,7 @@ class LogClient(Client):
             if not (info.get("tls_required") or info.get("tls_available")):
                 raise nats_errors.Error("the server offers no TLS")
             info["tls_required"] = True  # nats-py would go on in the clear where TLS is only offered
+        info.pop("connect_urls", None)  # we go where we were told to, and nowhere else
         await super()._process_info(info, initial_connection)
 
     def _connect_command(self) -> bytes:

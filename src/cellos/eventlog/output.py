@@ -19,8 +19,9 @@ from nats import errors as nats_errors
 from nats.aio.client import Client
 
 from cellos.errors import EventLogError, LogUnreachable, MessageRefused, NoStream
-from cellos.eventlog.api import read_ack, without_prefix
+from cellos.eventlog.api import NO_MESSAGE, NO_STREAM, ask, read_ack, without_prefix
 from cellos.eventlog.connect import pause
+from cellos.eventlog.log import read_message
 from cellos.eventlog.pages import read_page
 from cellos.eventlog.side_stream import NANO, ensure_side_stream
 from cellos.eventlog.stored import Stored, read_headers
@@ -36,6 +37,7 @@ MAX_PIECE_BYTES = 64 << 10
 POLL_SECONDS = 1.0
 ACK_SECONDS = 5.0
 _PAGE_MESSAGES = 64
+_BEHIND_SECONDS = 0.02
 _INSUFFICIENT_STORAGE = (10047, 10028, 10023)
 OutputStream = Literal["stdout", "stderr"]
 
@@ -251,7 +253,10 @@ async def read_output(
             if page:
                 continue
             if is_over:
-                return
+                if await _last(client, subject) <= after:
+                    return
+                await asyncio.sleep(_BEHIND_SECONDS)  # a page comes from any replica, and this one is behind
+                continue
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), POLL_SECONDS)
     finally:
@@ -260,10 +265,22 @@ async def read_output(
                 await subscription.unsubscribe()
 
 
+async def _last(client: Client, subject: str) -> int:
+    """The sequence of the last message, as the leader of the stream has it; 0 where there is none."""
+    try:
+        return read_message(await ask(client, f"STREAM.MSG.GET.{STREAM}", {"last_by_subj": subject})).sequence
+    except EventLogError as error:
+        if error.number in {NO_MESSAGE, NO_STREAM}:
+            return 0
+        raise
+
+
 async def _page(client: Client, subject: str, after: int) -> list[Stored]:
     try:
         return await read_page(client, STREAM, {"seq": after + 1, "next_by_subj": subject, "batch": _PAGE_MESSAGES})
-    except NoStream:
+    except NoStream as error:
+        if error.number != NO_STREAM:
+            raise
         return []
 
 

@@ -10,8 +10,8 @@ import msgspec
 from nats import errors as nats_errors
 from nats.aio.client import Client
 
-from cellos.errors import EventLogError, LogUnreachable, NoStream
-from cellos.eventlog.api import API_SECONDS, NO_STREAM, without_prefix
+from cellos.errors import EventLogError, LogUnreachable
+from cellos.eventlog.api import API_SECONDS, ask, without_prefix
 from cellos.eventlog.stored import Stored, nanoseconds
 
 MAX_PAGE_MESSAGES = 1_000
@@ -48,9 +48,8 @@ async def read_page(client: Client, stream: str, query: Mapping[str, Any], *, se
         why = "no answer in time" if isinstance(error, TimeoutError) else without_prefix(error)
         raise LogUnreachable(f"read {stream}: {why}") from error
     if status == "503":
-        missing = NoStream(f"read {stream}: nobody answers; is there such a stream, with allow_direct?")
-        missing.number = NO_STREAM
-        raise missing
+        await ask(client, f"STREAM.INFO.{stream}")  # only this tells a stream that is not there from one that is out of reach
+        raise LogUnreachable(f"read {stream}: nobody answers; has the stream allow_direct, and are enough of its servers up?")
     if status not in {"204", "404"}:  # end of batch; nothing there
         raise EventLogError(f"read {stream}: status {status[:20]!r}")
     return page

@@ -38,11 +38,7 @@ class NatsServer:
 
     def __init__(self, directory: str, *, settings: str = "", jetstream: bool = True) -> None:
         self.directory = directory
-        reserved = socket.socket()  # bound, but not listening: with SO_REUSEADDR, which the server sets too, both may have the port
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        self.port = int(reserved.getsockname()[1])
-        weakref.finalize(self, os.close, reserved.detach())
+        self.port = reserve_port(self)
         self._settings = settings
         self._jetstream = jetstream
         self._process: subprocess.Popen[bytes] | None = None
@@ -137,6 +133,16 @@ class NatsServer:
             finally:
                 process.kill()
                 process.wait()
+
+
+def reserve_port(owner: object) -> int:
+    """A port that nobody else is given as long as `owner` lives; a server may listen on it all the same."""
+    reserved = socket.socket()  # bound, but not listening: with SO_REUSEADDR, which the server sets too, both may have the port
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", 0))
+    port = int(reserved.getsockname()[1])
+    weakref.finalize(owner, os.close, reserved.detach())
+    return port
 
 
 def stopped(pid: int) -> bool:
