@@ -6,8 +6,8 @@ record, as long as `destroyed` is the last: after it nothing of that run changes
 """
 
 # Annotations are evaluated at once: msgspec would otherwise evaluate each as text, and start-up time counts here.
-from collections.abc import Iterable
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -46,13 +46,6 @@ TRANSITIONS: dict[Phase, dict[str, Phase]] = {
 """Phase and event type to the next phase. Types that no row names are not about the life of a cell and are legal until it is destroyed."""
 
 _LIFE = frozenset(kind for row in TRANSITIONS.values() for kind in row)
-_STATES: dict[Phase, State] = {
-    "created": "pending",
-    "started": "running",
-    "spawned": "running",
-    "completed": "running",
-    "destroyed": "destroyed",
-}
 _SUPERSEDED_KEPT = 8
 
 
@@ -114,7 +107,7 @@ def fold(history: CellHistory | None, event: Event) -> CellHistory | None:
     elif history.record.state == "destroyed":
         return history
     since = history.since if time is None or (history.since is not None and history.since <= time) else time
-    return CellHistory(record=_apply(history.record, event, spec_id, run_id), since=since, superseded=history.superseded)
+    return CellHistory(record=_apply(history.record, event, data, spec_id, run_id), since=since, superseded=history.superseded)
 
 
 def fold_all(events: Iterable[Event]) -> dict[str, CellRecord]:
@@ -129,18 +122,17 @@ def fold_all(events: Iterable[Event]) -> dict[str, CellRecord]:
     return {cell_id: history.record for cell_id, history in histories.items()}
 
 
-def _apply(record: CellRecord, event: Event, spec_id: str, run_id: str | None) -> CellRecord:
-    data = event.members
+def _apply(record: CellRecord, event: Event, data: Mapping[str, Any], spec_id: str, run_id: str | None) -> CellRecord:
     state, started_at, destroyed_at = record.state, record.started_at, record.destroyed_at
     outcome, exit_code = record.outcome, record.exit_code
     if event.type == STARTED:
-        state = _further(state, "started")
+        state = "running" if state == "pending" else state
         started_at = _earlier(started_at, event.time)
     elif event.type == COMMAND_COMPLETED:
         # Not a reason to call it running: without `started` the cell is known to be over soon, not to have begun.
         exit_code = _int32(data.get("exitCode")) if exit_code is None else exit_code
     else:
-        state = _further(state, "destroyed")
+        state = "destroyed"
         destroyed_at = _earlier(destroyed_at, event.time)
         outcome = outcome or _string(data.get("outcome"))
     correlation = data.get("correlation")
@@ -157,11 +149,6 @@ def _apply(record: CellRecord, event: Event, spec_id: str, run_id: str | None) -
         outcome=outcome,
         exit_code=exit_code,
     )
-
-
-def _further(state: State, phase: Phase) -> State:
-    words = get_args(State)
-    return max(state, _STATES[phase], key=words.index)
 
 
 def _is_late(history: CellHistory, run_id: str, time: int | None) -> bool:

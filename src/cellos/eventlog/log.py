@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import uuid
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +64,7 @@ class EventLog:
 
         Raises what `publish` raises, and DuplicateInBatch: a message id is in the log already (settle it if it may be ours).
         """
-        blocks = batch_headers(messages, uuid.uuid4().hex)
+        blocks = batch_headers(messages, os.urandom(16).hex())
         pieces = [(message.subject, block, message.payload) for message, block in zip(messages, blocks, strict=True)]
         return await self._commit(pieces, timeout)
 

@@ -215,7 +215,11 @@ class _Session:
         self.items: list[Stored] = []
         """What came and nobody took yet."""
         self.link: Link
-        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._quiet = 0
+        """Thirds of SILENCE_SECONDS that went by without a word."""
+        self._timer: asyncio.TimerHandle | None = None
         self._consumer = ""
         self._pulls: dict[bytes, int] = {}
         """Messages that each pull may still bring, by its inbox; the server serves them in this order."""
@@ -228,8 +232,9 @@ class _Session:
     async def open(cls, settings: Settings, server: Server, name: str) -> _Session:
         """Raises EventLogError."""
         session = cls()
-        session.link = await open_link(settings, server, name=name, on_items=session._hear, on_end=session._changed.set)
+        session.link = await open_link(settings, server, name=name, on_items=session._hear, on_end=session._wake)
         session._pull_bytes = pull_bytes(session.link.info.max_payload)
+        session._watch()
         return session
 
     async def info(self) -> StreamInfo:
@@ -283,21 +288,32 @@ class _Session:
         """Until something came. Raises EventLogError at the end of the connection."""
         if self.link.failure is not None:
             raise EventLogError(f"nats: {self.link.failure}")
-        self._changed.clear()
-        try:
-            async with asyncio.timeout(SILENCE_SECONDS):
-                await self._changed.wait()
-        except TimeoutError as error:
-            raise EventLogError(f"nats: nothing was heard for {SILENCE_SECONDS:.0f} s") from error
+        self._waiter = self._loop.create_future()
+        await self._waiter
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _watch(self) -> None:
+        """A clock of its own, that no message has to set: a link that is silent for too long has ended."""
+        if self._quiet == 3:
+            self.link.fail(f"nothing was heard for {SILENCE_SECONDS:.0f} s")
+            return
+        self._quiet += 1
+        self._timer = self._loop.call_later(SILENCE_SECONDS / 3, self._watch)
 
     def close(self) -> None:
         """Idempotent."""
         if self._consumer:
             self.link.publish(f"$JS.API.CONSUMER.DELETE.{STREAM}.{self._consumer}", f"{self.link.inbox}.d", b"")
+        if self._timer is not None:
+            self._timer.cancel()
         self.link.close()
 
     def _hear(self, items: list[Stored | Control]) -> None:
-        self._changed.set()
+        self._quiet = 0
+        self._wake()
         messages = [item for item in items if isinstance(item, Stored)]
         if len(messages) == len(items):
             self._count(len(messages))

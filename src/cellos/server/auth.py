@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +16,7 @@ from cellos.server.replies import preflight, problem_reply
 
 READING = frozenset({"GET", "HEAD"})
 _SCHEME = b"Bearer "
+_VISIBLE = re.compile(rb"[\t\x20-\x7e]*").fullmatch
 _CHALLENGE = ((b"www-authenticate", b'Bearer realm="cellos"'),)
 
 
@@ -31,7 +33,7 @@ class Tokens:
         """Why a value of the Authorization header opens nothing; None where it opens something."""
         if header is None:
             return "missing Authorization header"
-        if not all(0x20 <= byte < 0x7F or byte == 0x09 for byte in header):
+        if _VISIBLE(header) is None:
             return "non-ascii Authorization header"
         if not header.startswith(_SCHEME):
             return "expected Bearer scheme"

