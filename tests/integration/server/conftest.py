@@ -126,6 +126,31 @@ def log(nats: NatsServer) -> Log:
     return Log(nats.url)
 
 
+@dataclass(frozen=True)
+class Plane:
+    """A server, and its log."""
+
+    api: Api
+    log: Log
+
+
+def reached(server: ServerProcess) -> Api:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    return Api(server, httpx2.Client(headers=headers, timeout=SECONDS, trust_env=False))
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """For tests to which it is all the same what there is already."""
+    with (
+        NatsServer(str(tmp_path_factory.mktemp("shared") / "nats")) as nats,
+        ServerProcess(nats.url, CELLOS_SERVER_ADMIN_BIND="127.0.0.1:0") as server,
+    ):
+        api = reached(server)
+        with api.client:
+            yield Plane(api, Log(nats.url))
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., Api]]:
     """Servers with variables of their own."""
@@ -134,8 +159,7 @@ def start() -> Iterator[Callable[..., Api]]:
     def go(nats_url: str, **variables: str) -> Api:
         server = ServerProcess(nats_url, **variables)
         server.start()
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        started.append(Api(server, httpx2.Client(headers=headers, timeout=SECONDS, trust_env=False)))
+        started.append(reached(server))
         return started[-1]
 
     yield go

@@ -84,7 +84,7 @@ class TestMembers:
         first = crew.run(made, "b")
         first.start().end(3)
         b = one(shared, made, "b")
-        assert (b["phase"], b["exitCode"], b["reason"], b["attempt"]) == ("backing_off", 3, "exit code 3", 1)
+        assert (b["phase"], b["exitCode"], b["reason"], b["attempt"]) == ("backing_off", 3, "command exited with status 3", 1)
         crew.run(made, "b", 2).start()
         b = one(shared, made, "b")
         assert (b["phase"], b["attempt"], [each["state"] for each in b["attempts"]]) == ("running", 2, ["failed", "running"])

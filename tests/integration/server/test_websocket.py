@@ -22,11 +22,13 @@ SECONDS = 60.0
 
 
 @pytest.fixture
-def listen(api: Any) -> Iterator[Callable[..., ClientConnection]]:
+def listen(request: pytest.FixtureRequest) -> Iterator[Callable[..., ClientConnection]]:
+    """Listens to the server of the test, or to another one."""
     with ExitStack() as stack:
 
         def go(query: str = "", *, server: Any = None) -> ClientConnection:
-            url = f"ws://{(server or api.server).address}/ws/events{query}"
+            server = server or request.getfixturevalue("api").server
+            url = f"ws://{server.address}/ws/events{query}"
             opening = connect(url, additional_headers=AUTHORIZATION, proxy=None, open_timeout=SECONDS, close_timeout=2, max_queue=4)
             return stack.enter_context(opening)
 
@@ -138,19 +140,21 @@ def test_snapshot_then_stream_misses_nothing(api: Any, log: Any, listen: Any, ce
         ("cellos.events.c", [4]),
     ],
 )
-def test_a_filter_chooses(api: Any, log: Any, listen: Any, cell_event: Callable[..., bytes], subject: str, wanted: list[int]) -> None:
-    live = listen(f"?subject={subject}")
-    listening(api)
-    log.write(*((f"cellos.events.{rest}", cell_event("c")) for rest in ("a.x", "a.y.z", "b.x", "c")))
-    past = listen(f"?since=0&subject={subject}")
-    assert sequences(live, len(wanted)) == sequences(past, len(wanted)) == wanted
+def test_a_filter_chooses(shared: Any, listen: Any, cell_event: Callable[..., bytes], subject: str, wanted: list[int]) -> None:
+    server = shared.api.server
+    listening(shared.api, 0)
+    live = listen(f"?subject={subject}", server=server)
+    listening(shared.api)
+    since = shared.log.write(*((f"cellos.events.{rest}", cell_event("c")) for rest in ("a.x", "a.y.z", "b.x", "c"))) - 4
+    past = listen(f"?since={since}&subject={subject}", server=server)
+    assert sequences(live, len(wanted)) == sequences(past, len(wanted)) == [since + number for number in wanted]
 
 
 @pytest.mark.parametrize(
     "subject", ["other.>", "cellos.*.x", "cellos.events", "cellos.events.", "cellos..x", "cellos.events.>.x", "a%20b", "*"]
 )
-def test_no_filter_of_events(listen: Any, subject: str) -> None:
-    assert closed(listen(f"?subject={subject}")) == (1008, "subscribe failed", [])
+def test_no_filter_of_events(shared: Any, listen: Any, subject: str) -> None:
+    assert closed(listen(f"?subject={subject}", server=shared.api.server)) == (1008, "subscribe failed", [])
 
 
 def test_what_clients_say_means_nothing(api: Any, log: Any, listen: Any, cell_event: Callable[..., bytes]) -> None:
@@ -162,8 +166,8 @@ def test_what_clients_say_means_nothing(api: Any, log: Any, listen: Any, cell_ev
     assert sequences(connection, 1) == [1]
 
 
-def test_too_large_a_message_ends_it(listen: Any) -> None:
-    connection = listen()
+def test_too_large_a_message_ends_it(shared: Any, listen: Any) -> None:
+    connection = listen(server=shared.api.server)
     connection.send("x" * 65537)
     assert closed(connection)[0] == 1009
 
@@ -271,9 +275,9 @@ def ask(api: Any, path: str, headers: dict[str, str]) -> tuple[int, dict[str, st
     return int(status.split()[1]), {name.lower(): value for name, _, value in (line.partition(": ") for line in rest)}, body
 
 
-def test_a_handshake(api: Any) -> None:
+def test_a_handshake(shared: Any) -> None:
     status, headers, _ = ask(
-        api, "/ws/events", {**HANDSHAKE, "Sec-WebSocket-Protocol": "chat", "Sec-WebSocket-Extensions": "permessage-deflate"}
+        shared.api, "/ws/events", {**HANDSHAKE, "Sec-WebSocket-Protocol": "chat", "Sec-WebSocket-Extensions": "permessage-deflate"}
     )
     assert status == 101
     assert headers["access-control-allow-origin"] == "*"
@@ -298,9 +302,9 @@ def test_a_handshake(api: Any) -> None:
         ("/v1/cells", {}, 404),
     ],
 )
-def test_a_handshake_that_is_refused(api: Any, path: str, change: dict[str, str | None], status: int) -> None:
+def test_a_handshake_that_is_refused(shared: Any, path: str, change: dict[str, str | None], status: int) -> None:
     headers = {name: value for name, value in (HANDSHAKE | change).items() if value is not None}
-    found, answer, body = ask(api, path, headers)
+    found, answer, body = ask(shared.api, path, headers)
     assert found == status
     assert answer["content-type"] == "application/problem+json"
     assert json.loads(body)["status"] == status
