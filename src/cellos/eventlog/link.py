@@ -83,12 +83,12 @@ class Link(asyncio.Protocol):
         """Queue one message; its answer goes to `reply`, below the inbox."""
         self.send(b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), len(payload), payload))
 
-    async def request(self, subject: str, body: Any) -> bytes:
+    async def request(self, subject: str, body: Any, seconds: float = CONNECT_SECONDS) -> bytes:
         """The answer to one message. Raises LogUnreachable."""
         reply, payload = self.new_reply(), b"" if body is None else msgspec.json.encode(body)
         message = b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply, len(payload), payload)
         try:
-            found = await self.answer(reply, message, CONNECT_SECONDS)
+            found = await self.answer(reply, message, seconds)
         except TimeoutError as error:
             raise LogUnreachable(f"{subject}: no answer in time") from error
         if found.has_no_responders:

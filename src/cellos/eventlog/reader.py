@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from cellos.errors import EventLogError, Rebuild
 from cellos.eventlog.api import NO_MESSAGE, NO_STREAM, STREAM, read_reply
-from cellos.eventlog.connect import LogClient, Settings, pause
+from cellos.eventlog.connect import CONNECT_SECONDS, LogClient, Settings, pause
 from cellos.eventlog.link import Link, open_link
 from cellos.eventlog.log import read_message
 from cellos.eventlog.nats_url import Server
@@ -35,8 +36,9 @@ PULL_MESSAGES = 500
 PULL_BYTES = 4 << 20
 PULLS = 2
 """At once, so that the server never waits for us."""
-HEARTBEAT_SECONDS = 5
+HEARTBEAT_SECONDS = 1
 SILENCE_SECONDS = 3.0 * HEARTBEAT_SECONDS
+"""In a cluster the consumer may be on a server that dies while ours goes on: nobody tells us."""
 EXPIRY_SECONDS = 30
 INACTIVE_SECONDS = 60
 _NANO = 1_000_000_000
@@ -111,7 +113,7 @@ class Reader:
         attempt = 0
         while True:
             try:
-                session = self._session or await self._connect()
+                session = self._session or await self._connect(patience(attempt))
                 attempt = 0
                 if self._position >= self._target:
                     self.caught_up.set()
@@ -142,11 +144,11 @@ class Reader:
         except EventLogError as error:
             self._tell(error.text)
 
-    async def _connect(self) -> _Session:
+    async def _connect(self, seconds: float) -> _Session:
         servers = self._settings.servers
         server = servers[self._servers % len(servers)]
         self._servers += 1
-        session = await _Session.open(self._settings, server, self._name)
+        session = await _Session.open(self._settings, server, self._name, seconds)
         try:
             info = await session.info()
             await self._check(session, info)
@@ -198,6 +200,11 @@ class Reader:
         self._told = text
 
 
+def patience(attempt: int) -> float:
+    """Seconds to wait for an answer after `attempt` failures: while a cluster elects a leader nobody answers, and soon somebody will."""
+    return min(CONNECT_SECONDS, float(1 << min(attempt, 10)))
+
+
 def pull_bytes(max_payload: int) -> int:
     """How much one pull may bring: some messages, of whatever size the server takes."""
     return max(PULL_BYTES, 2 * max_payload)
@@ -211,7 +218,7 @@ class _Made(Struct):
 class _Session:
     """One connection with its consumer."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
         self.items: list[Stored] = []
         """What came and nobody took yet."""
         self.link: Link
@@ -227,25 +234,24 @@ class _Session:
         self._pull_bytes = 0
         self._alone = False
         """The next message is larger than a pull may bring."""
+        self._seconds = seconds
 
     @classmethod
-    async def open(cls, settings: Settings, server: Server, name: str) -> _Session:
-        """Raises EventLogError."""
-        session = cls()
+    async def open(cls, settings: Settings, server: Server, name: str, seconds: float) -> _Session:
+        """`seconds`: how long to wait for each answer. Raises EventLogError."""
+        session = cls(seconds)
         session.link = await open_link(settings, server, name=name, on_items=session._hear, on_end=session._wake)
         session._pull_bytes = pull_bytes(session.link.info.max_payload)
-        session._watch()
         return session
 
     async def info(self) -> StreamInfo:
         """Raises NoStream, LogUnreachable."""
-        return read_info(read_reply(await self.link.request(f"$JS.API.STREAM.INFO.{STREAM}", None), what="STREAM.INFO"))
+        return read_info(read_reply(await self._ask(f"STREAM.INFO.{STREAM}", None), what="STREAM.INFO"))
 
     async def get(self, sequence: int) -> Stored | None:
         """One message. Raises EventLogError."""
         try:
-            answer = await self.link.request(f"$JS.API.STREAM.MSG.GET.{STREAM}", {"seq": sequence})
-            return read_message(read_reply(answer, what="STREAM.MSG.GET"))
+            return read_message(read_reply(await self._ask(f"STREAM.MSG.GET.{STREAM}", {"seq": sequence}), what="STREAM.MSG.GET"))
         except EventLogError as error:
             if error.number == NO_MESSAGE:
                 return None
@@ -264,9 +270,10 @@ class _Session:
         if subjects is not None:
             config["filter_subject"] = subjects
         request = {"stream_name": STREAM, "config": config}
-        answer = read_reply(await self.link.request(f"$JS.API.CONSUMER.CREATE.{STREAM}", request), what="CONSUMER.CREATE")
+        answer = read_reply(await self._ask(f"CONSUMER.CREATE.{STREAM}", request), what="CONSUMER.CREATE")
         made = msgspec.json.decode(answer, type=_Made)
         self._consumer = made.name
+        self._watch()
         self.refill()
         return made.num_pending == 0
 
@@ -324,6 +331,9 @@ class _Session:
                 else:
                     self._status(item)
         self.items += messages
+
+    async def _ask(self, call: str, body: Any) -> bytes:
+        return await self.link.request(f"$JS.API.{call}", body, self._seconds)
 
     def _count(self, messages: int) -> None:
         for reply, left in list(self._pulls.items()):
