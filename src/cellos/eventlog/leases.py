@@ -212,7 +212,8 @@ class Leases:
                     known = now
                     yield now
                 try:
-                    await asyncio.wait_for(changed.wait(), seconds)
+                    async with asyncio.timeout(seconds):
+                        await changed.wait()
                     await asyncio.sleep(_SETTLE_SECONDS)  # renewals come together
                 except TimeoutError:
                     pass

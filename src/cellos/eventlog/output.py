@@ -258,7 +258,8 @@ async def read_output(
                 await asyncio.sleep(_BEHIND_SECONDS)  # a page comes from any replica, and this one is behind
                 continue
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(heard.wait(), POLL_SECONDS)
+                async with asyncio.timeout(POLL_SECONDS):
+                    await heard.wait()
     finally:
         if subscription is not None:
             with contextlib.suppress(nats_errors.Error, OSError):

@@ -41,7 +41,8 @@ async def read_page(client: Client, stream: str, query: Mapping[str, Any], *, se
         subscription = await client.subscribe(inbox, cb=take)
         try:
             await client.publish(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), reply=inbox)
-            status = await asyncio.wait_for(ended, seconds)
+            async with asyncio.timeout(seconds):
+                status = await ended
         finally:
             await subscription.unsubscribe()
     except (nats_errors.Error, OSError, TimeoutError) as error:

@@ -221,7 +221,8 @@ class WorkQueue:
         while not is_so():
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), _CHECK_SECONDS)
+                async with asyncio.timeout(_CHECK_SECONDS):  # wait_for of Python 3.11 forgets that it was cancelled where both come at once
+                    await self._changed.wait()
             if self._failure:
                 raise LogUnreachable(self._failure)
             if not self._client.is_connected or self._client.stats["reconnects"] != self._connections:

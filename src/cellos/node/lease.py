@@ -88,7 +88,8 @@ class LeaseKeeper:
             self._watch()
             wait = min(TICK_SECONDS, pause(attempt) if attempt else self._life.until_next(self._clock()))
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+                async with asyncio.timeout(wait):  # wait_for of Python 3.11 forgets that it was cancelled where both come at once
+                    await self._changed.wait()
 
     async def end(self) -> None:
         """Take the sign away. Raises EventLogError."""

@@ -138,6 +138,7 @@ class MemberRun:
             try:
                 deps = make_deps(host, order, granted, self.run, key, self._emitter, stores)
                 more: dict[str, Any] = {"stop_reason": lambda: self._stop_reason}
+                more["environment"] = {**deps.environment, **self.work.environment}
                 if self._output is not None:
                     more["record_output"] = recording(self._loop, self._output, deps.record_output)
                 self._outcome = run_cell(granted.document, msgspec.structs.replace(deps, **more))

@@ -32,6 +32,17 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     document: ExecutionCell | None = None
     fault: str | None = None
     need: Need = Need()
+    formation_name: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the program is told of its place: which formation, which member, and which try it is, from 1."""
+        return {
+            "CELLOS_FORMATION": self.formation_name,
+            "CELLOS_MEMBER_ID": self.attempt.member_id,
+            "CELLOS_ATTEMPT": str(self.attempt.number),
+            "CELLOS_CELL_ID": cell_id(self.attempt.formation_id, self.attempt.member_id),
+        }
 
     def identity(self, run_id: str) -> RunIdentity:
         """What every event of the run says about it: formation and member are part of the correlation."""
@@ -50,6 +61,7 @@ class _Dispatched(msgspec.Struct, rename="camel"):
     pool: str
     spec: dict[str, Any]
     on_disconnect: Literal["kill", "finish"] = "kill"
+    formation_name: str = ""
 
 
 def read_work(subject: str, line: bytes, *, allow_unknown_fields: bool = False) -> Work:
@@ -75,4 +87,5 @@ def read_work(subject: str, line: bytes, *, allow_unknown_fields: bool = False) 
         spec_hash=digest,
         document=document,
         need=need_of(document.spec),
+        formation_name=data.formation_name,
     )
