@@ -27,6 +27,7 @@ from cellos.eventlog.log import EventLog
 from cellos.eventlog.output import ensure_output
 from cellos.eventlog.stream import StreamSettings, ensure_stream, read_stream_settings
 from cellos.eventlog.work import ensure_work
+from cellos.node.alone import tell_alone
 from cellos.node.config import Config, read_config
 from cellos.node.home import Home
 from cellos.node.lease import refuse_namesake
@@ -34,7 +35,7 @@ from cellos.node.node import Node
 from cellos.node.recover import read_left, tell
 from cellos.sandbox.launcher import Launcher
 from cellos.supervisor import profile
-from cellos.supervisor.compose import Host, make_broker, make_emitter, open_host
+from cellos.supervisor.compose import Host, make_broker, open_host
 
 HELP = """\
 Usage: cellos-node    run members of formations in cells of this host; everything is set by variables: docs/reference/node.md
@@ -45,8 +46,6 @@ Example:
 """
 ALWAYS_AHEAD = 1 << 30
 """Of cells that are made before they are asked for, one at a time."""
-NOTICES_SUBJECT = "cellos.events.v1"
-"""Where events of no run go, as a supervisor's do by default."""
 _log = logging.getLogger("cellos.node")
 
 
@@ -158,31 +157,8 @@ async def _prepare(config: Config, host: Host, home: Home, client: LogClient, st
         found = next((lease for lease in await leases.entries(NODES) if lease.key == key), None)
         if found is not None:
             await leases.delete(key, found.revision)
-    await _tell_notices(host, log)
-
-
-async def _tell_notices(host: Host, log: EventLog) -> None:
-    """Events about the operator's files, which belong to no run."""
-    lines = _Lines()
-    emitter = make_emitter(host, None, lines, ())
-    for draft in host.notices:
-        emitter.emit(draft)
-    for event_id, line in lines.taken:
-        await log.publish(NOTICES_SUBJECT, line, message_id=event_id)
+    await tell_alone(host, log, host.notices)
     host.notices.clear()
-
-
-class _Lines:
-    """A sink that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.taken: list[tuple[str, bytes]] = []
-
-    def emit(self, event_id: str, line: bytes) -> None:
-        self.taken.append((event_id, line))
-
-    def close(self) -> None:
-        """Nothing is open."""
 
 
 def _warn(text: str) -> None:

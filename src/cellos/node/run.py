@@ -9,6 +9,7 @@ reason says why. A run that was closed by somebody else has no say any more: its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import threading
@@ -25,6 +26,7 @@ from cellos.eventlog.log import EventLog
 from cellos.eventlog.output import OutputWriter
 from cellos.eventlog.run_log import RunPublisher
 from cellos.eventlog.spool import Spool
+from cellos.node.alone import tell_alone
 from cellos.node.output import recording
 from cellos.node.work import Work
 from cellos.supervisor import records, trust
@@ -50,6 +52,7 @@ class MemberRun:
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._output = output
+        self._eventlog = log
         self._publisher = RunPublisher(
             log, run_subject(work.attempt), last_sequence=0, on_refused=self._closed_by_another, on_trouble=self._trouble
         )
@@ -58,6 +61,7 @@ class MemberRun:
         self._reading, self._writing = os.pipe2(os.O_CLOEXEC)
         self._stop_reason: str | None = None
         self._outcome: CellOutcome | None = None
+        self._rejection: events.Draft | None = None
         self._abandoned = threading.Event()
 
     async def claim(self, *, node: str, life: str) -> bool:
@@ -101,8 +105,7 @@ class MemberRun:
             if reason is None and document is not None:
                 self._run(document)
         except Rejected as rejection:
-            reason = str(rejection)
-            self._try_to_emit(rejection.draft)
+            reason, self._rejection = str(rejection), rejection.draft
         except CellosError as error:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  # whatever it is, the run gets its end
@@ -183,6 +186,9 @@ class MemberRun:
         else:
             if self._emitter.complete:
                 os.unlink(self._spool.path)
+        if self._rejection is not None:
+            with contextlib.suppress(EventLogError):  # why it was refused stands in the run's last event, too
+                await tell_alone(self._host, self._eventlog, [self._rejection])
         if self._output is not None:
             await self._output.drained()
 

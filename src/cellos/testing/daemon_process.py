@@ -23,7 +23,7 @@ class DaemonProcess:
     ready: str
 
     def __init__(self, nats_url: str, **variables: str) -> None:
-        self._variables = {"CELLOS_NATS_URL": nats_url, **variables}
+        self.variables = {"CELLOS_NATS_URL": nats_url, **variables}
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._changed = threading.Condition()
@@ -48,7 +48,7 @@ class DaemonProcess:
         command = [sys.executable, "-W", "error", "-m", self.module]
         self._lines, self._ended = [], False
         self._process = subprocess.Popen(
-            command, env=environment | self._variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+            command, env=environment | self.variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,))
         self._reader.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -19,12 +20,14 @@ from cellos.core.evidence.verify import verify
 from cellos.core.formation.events import phase_event, subject_of
 from cellos.core.formation.runs import CLAIMED, Attempt, WorkClass, dispatched, run_subject, work_subject
 from cellos.core.ids import UUID_RANDOM_BYTES, rfc3339, uuid7
+from cellos.eventlog.api import ask
 from cellos.eventlog.connect import Settings, connect
 from cellos.eventlog.leases import NODES, Lease, Leases, NodeLease, ensure_leases, read_node
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.output import Chunk, read_output
 from cellos.eventlog.stored import Stored
 from cellos.eventlog.stream import ensure_stream
+from cellos.eventlog.work import consumer_name
 from cellos.testing.daemon_process import NodeProcess
 from cellos.testing.nats_server import NatsServer
 
@@ -88,17 +91,41 @@ class Log:
         command = {"run": {"argv": list(argv), "secretDelivery": "env", **(run or {})}} if argv else {}
         body = {"authority": {}, "lifetime": {"ttlSeconds": 600}, **command, **spec}
         now = rfc3339(time.time_ns())
-        event = dispatched(
-            attempt, name="demo", pool=pool, work=work, spec=body, on_disconnect=on_disconnect, event_id=new_id(), time=now
-        )
+        event = dispatched(attempt, name="demo", pool=pool, work=work, spec=body, on_disconnect=on_disconnect, event_id=new_id(), time=now)
         self.write(work_subject(pool, work, attempt), event, expected_last=0)
         return attempt
 
     def cancel(self, formation: str) -> None:
-        event = phase_event(formation, "cancelling", name="demo", cell_count=1, reason="test", event_id=new_id(), time=rfc3339(time.time_ns()))
+        event = phase_event(
+            formation, "cancelling", name="demo", cell_count=1, reason="test", event_id=new_id(), time=rfc3339(time.time_ns())
+        )
         self.write(subject_of(formation, "cancelling"), event)
 
     # --- what is there
+
+    new_id = staticmethod(new_id)
+    run_subject = staticmethod(run_subject)
+
+    def events_of(self, subject: str) -> list[Event]:
+        found = self.do(self.log.last(subject))
+        assert found is not None
+        return [parse_event(found.data)]
+
+    def log_has(self, subject: str, kind: str) -> bool:
+        """Whether the last event there is of this type."""
+        found = self.do(self.log.last(subject))
+        return found is not None and parse_event(found.data).type == kind
+
+    def waiting_work(self, pool: str, work: WorkClass = "base") -> int:
+        """Messages of the queue that nobody has acknowledged."""
+        answer = self.do(ask(self._client, f"CONSUMER.INFO.CELLOS_WORK.{consumer_name(pool, work)}"))
+        info = json.loads(answer)
+        return int(info["num_pending"] + info["num_ack_pending"])
+
+    def node_of(self, pool: str) -> NodeLease:
+        """As the node tells it from time to time."""
+        [found] = [node for node in self.nodes().values() if node.pool == pool]
+        return found
 
     def stored(self, attempt: Attempt) -> list[Stored]:
         """The events of an attempt."""
@@ -167,32 +194,86 @@ class Log:
         return next((lease for lease in self.do(self.leases.entries(NODES)) if lease.key == NODES + life), None)
 
 
-@pytest.fixture
-def log(server: NatsServer) -> Iterator[Log]:
-    with Log(server.url) as log:
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One for all nodes whose test does nothing to it: they have pools of their own."""
+    with NatsServer(str(tmp_path_factory.mktemp("nats"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def log(nats: NatsServer) -> Iterator[Log]:
+    with Log(nats.url) as log:
         yield log
 
 
-@pytest.fixture
-def node(server: NatsServer, tmp_path: Path) -> Iterator[Callable[..., NodeProcess]]:
-    """Starts nodes with a state directory of their own, and stops them."""
-    started: list[NodeProcess] = []
+class Nodes:
+    """Starts nodes, each with a name, a pool and a state directory of its own where nothing else is said."""
 
-    def start(*, wait: bool = True, **variables: str) -> NodeProcess:
-        given = {"CELLOS_STATE_DIR": str(tmp_path / "state"), "CELLOS_NODE_ID": "n1", "CELLOS_NODE_SLOTS": "2", **variables}
-        process = NodeProcess(server.url, **given)
-        started.append(process)
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.started: list[NodeProcess] = []
+
+    def __call__(self, url: str, *, wait: bool = True, **variables: str) -> NodeProcess:
+        name = f"n-{os.urandom(4).hex()}"
+        given = {"CELLOS_STATE_DIR": str(self.place / "state"), "CELLOS_NODE_ID": name, "CELLOS_NODE_POOL": name, "CELLOS_NODE_SLOTS": "4"}
+        process = NodeProcess(url, **(given | variables))
+        self.started.append(process)
         if wait:
             process.start()
         else:
             process.launch()
         return process
 
-    yield start
-    for process in started:
-        process.kill()
+    def end(self) -> None:
+        for process in self.started:
+            process.kill()
 
 
-def text(chunks: list[Chunk], stream: str = "stdout") -> bytes:
-    return b"".join(chunk.data for chunk in chunks if chunk.stream == stream)
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path)
+    yield nodes
+    nodes.end()
 
+
+SECRET = "correct horse battery staple"
+
+
+@pytest.fixture(scope="module")
+def pool(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The pool of a node that the tests of a module share."""
+    nodes = Nodes(tmp_path_factory.mktemp("node"))
+    pack = nodes.place / "pack.json"
+    pack.write_text(
+        json.dumps(
+            {
+                "apiVersion": "cellos.io/v1",
+                "kind": "PolicyPack",
+                "spec": {"id": "house", "version": "1.0.0", "rules": {"maxLifetimeTtlSeconds": 3600}},
+            }
+        )
+    )
+    node = nodes(
+        nats.url,
+        CELLOS_BROKER="env",
+        CELLOS_SECRET_TOKEN=SECRET,
+        CELLOS_POLICY_PACK_PATH=str(pack),
+        CELLOS_EXPORT_DIR=str(nodes.place / "out"),
+        CELLOS_NODE_LEASE_MS="2000",
+    )
+    yield node.variables["CELLOS_NODE_POOL"]
+    assert node.stop() == 0
+    left = [path for path in (nodes.place / "state").rglob("*") if path.is_file()]
+    assert all(path.name in {"lock", "life"} or path.suffix == ".refused" for path in left), left
+
+
+@pytest.fixture(scope="session")
+def secret() -> str:
+    return SECRET
+
+
+@pytest.fixture(scope="session")
+def text() -> Callable[[list[Chunk], str], bytes]:
+    """What came of a stream."""
+    return lambda chunks, stream: b"".join(chunk.data for chunk in chunks if chunk.stream == stream)
