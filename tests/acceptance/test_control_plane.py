@@ -48,8 +48,9 @@ class Plane:
         self.process: Any = None
         self.facts: dict[str, str] = {}
 
-    def start(self) -> None:
-        self.launch("--bind", "127.0.0.1:0")
+    def start(self, *options: str) -> None:
+        """Without a node, unless `options` say more: most of what is tested here runs no cell of its own."""
+        self.launch("--bind", "127.0.0.1:0", *(options or ("--no-node",)))
         self.wait()
 
     def launch(self, *options: str) -> None:
@@ -119,7 +120,7 @@ def plane(commands: Any, ends: Callable[[Any], None]) -> Iterator[Plane]:
 
 class TestUp:
     def test_the_whole_way(self, plane: Plane, tmp_path: Path) -> None:
-        formation = EXAMPLES / "formations" / "pipeline.yaml"
+        formation = EXAMPLES / "formations" / "external.yaml"
         made = json.loads(plane.call("apply", "-f", str(formation), "--json"))
         assert made["status"] == "PENDING"
         assert [record["id"] for record in plane.get("formations")] == [made["id"]]
@@ -134,7 +135,7 @@ class TestUp:
         plane.call("apply", "-f", str(formation))  # the name is free
 
     def test_a_key_makes_a_repetition_harmless(self, plane: Plane) -> None:
-        formation = str(EXAMPLES / "formations" / "pipeline.json")
+        formation = str(EXAMPLES / "formations" / "external.json")
         first, second = (json.loads(plane.call("apply", "-f", formation, "--key", "k", "--json")) for _ in range(2))
         assert first == second
         assert len(plane.get("formations")) == 1
@@ -158,11 +159,11 @@ class TestUp:
 
     def test_on_a_terminal(self, commands: Any, ends: Callable[[Any], None]) -> None:
         ours, theirs = pty.openpty()
-        process = commands.start("cellos", "up", "--bind", "127.0.0.1:0", stdout=theirs)
+        process = commands.start("cellos", "up", "--bind", "127.0.0.1:0", "--no-node", stdout=theirs)
         ends(process)
         os.close(theirs)
         shown = ""
-        while "Next, in another terminal:  cellos events --follow" not in shown:
+        while "Next, in another terminal:  cellos apply -f FORMATION --wait" not in shown:
             assert select.select([ours], [], [], SECONDS)[0]
             shown += os.read(ours, 65536).decode()
         assert re.search(r"server   http://127\.0\.0\.1:\d+\r\n", shown)
@@ -200,7 +201,7 @@ class TestStart:
 class TestEnd:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_in_order_and_everything_is_there_at_the_next_start(self, plane: Plane, number: int) -> None:
-        plane.call("apply", "-f", str(EXAMPLES / "formations" / "pipeline.json"))
+        plane.call("apply", "-f", str(EXAMPLES / "formations" / "external.json"))
         plane.run_cell("cell-1")
         until(lambda: [each for each in plane.get("cells") if each["state"] == "destroyed"])
         before, token = (plane.get("cells"), plane.get("formations")), (plane.directory / "token").read_text()
@@ -208,7 +209,8 @@ class TestEnd:
         assert plane.process.stderr.read() == ""
         assert plane.parts() == {}
         assert not (plane.directory / "address").exists()
-        assert "cellos-server ended" in (plane.directory / "server.log").read_text()
+        for part in ("server", "controller"):
+            assert f"cellos-{part} ended" in (plane.directory / f"{part}.log").read_text()
         nats = plane.facts["nats"]
         plane.start()
         assert (plane.get("cells"), plane.get("formations")) == before
@@ -220,7 +222,7 @@ class TestEnd:
         for pid in holders:
             os.kill(pid, signal.SIGSTOP)
         plane.stop(signal.SIGKILL)
-        plane.launch("--bind", address)
+        plane.launch("--bind", address, "--no-node")
         until(lambda: (plane.directory / "lock").read_text() == f"{plane.process.pid}\n")
         assert not (plane.directory / "address").exists(), "the token would go to whoever listens there now"
         for pid in holders:
@@ -229,9 +231,9 @@ class TestEnd:
         assert plane.facts["server"] == f"http://{address}"
 
     def test_kill_leaves_nothing_running(self, plane: Plane) -> None:
-        plane.call("apply", "-f", str(EXAMPLES / "formations" / "pipeline.json"))
+        plane.call("apply", "-f", str(EXAMPLES / "formations" / "external.json"))
         before = plane.get("formations")
-        assert len(plane.parts()) == 4
+        assert len(plane.parts()) == 6  # NATS, server, controller, and what holds them
         plane.stop(signal.SIGKILL)
         until(lambda: not plane.parts(), "everything is gone")
         assert "cellos up" in plane.commands.run("cellos", "get", "cells", variables={"CELLOS_SERVER": plane.facts["server"]}).stderr
@@ -254,7 +256,7 @@ class TestDeathOfAPart:
                 connection.sendall(request)
                 assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
 
-    @pytest.mark.parametrize("word", ["cellos.server.main", "nats-server"])
+    @pytest.mark.parametrize("word", ["cellos.server.main", "cellos.controller.main", "nats-server"])
     def test_it_is_started_again_and_no_event_is_missed(self, plane: Plane, word: str, ends: Callable[[Any], None]) -> None:
         follower = plane.commands.start("cellos", "events", "--follow", "--since", "0")
         ends(follower)

@@ -1,17 +1,17 @@
-"""`cellos up`: a control plane on this machine, NATS and `cellos-server` under one parent.
+"""`cellos up`: the whole system on this machine, NATS, server, controller and a node under one parent.
 
 Everything lies in the directory `up` of the state directory and stays when it ends; clients of the same user find it there
-(client/address.py). What dies is started again, at the same address. The parts end when this process does, however it ends: each is held by
-a lifeline (eventlog/lifeline.py).
+(client/address.py). What dies is started again, the server at the same address. The parts end when this process does, however it ends: each
+is held by a lifeline (eventlog/lifeline.py). In order, they end from the node, which lets its cells end, to NATS.
 
-    up/lock         held while it runs; the id of the process
-       parts        held while the server runs, too
-       address      URL of the server, while it runs
-       token        the API token, made once
-       nats-url     URL of NATS with its credentials, for `NATS_URL`
-       server.log   what the server of the latest start logged
-       nats/        NATS, its store
-       server/      the server's snapshot
+    up/lock             held while it runs; the id of the process
+       parts            held while a part runs, too
+       address          URL of the server, while it runs
+       token            the API token, made once
+       nats-url         URL of NATS with its credentials, for `NATS_URL`
+       server.log       what the server of the latest start logged; so controller.log, node.log
+       nats/            NATS, its store
+       server/ node/    the server's snapshot, the node's state directory
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -35,10 +36,11 @@ import msgspec
 
 from cellos.cli.process import STOP_SIGNALS, say
 from cellos.client.address import TOKEN, Address, read_token, up_directory
-from cellos.errors import CellosError, ConfigError, ServerError, os_error_text
+from cellos.errors import CellosError, ConfigError, os_error_text
 from cellos.http.listener import listen
 
 if TYPE_CHECKING:
+    from cellos.cli.parts import Part
     from cellos.eventlog.embedded import EmbeddedNats
 
 HOST, PORT = "127.0.0.1", 8080
@@ -46,11 +48,12 @@ REACHED_BY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # names, not a
 """What listens on all addresses is called by this one."""
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
-"""The server has ten to drain, then its lifeline kills it."""
+"""Those of a `cellos up` that was killed are gone after that."""
 LOCK_SECONDS = 1.0
-STEADY_SECONDS = 30.0
+DRAIN = "CELLOS_NODE_DRAIN_MS"
+DRAIN_MS = 5000
+"""What cells have to end when somebody ends the whole: less than a node has by itself, for somebody waits."""
 _POLL_SECONDS = 0.05
-_LONGEST_LINE = 1 << 16
 
 
 class Files(msgspec.Struct, frozen=True):
@@ -70,32 +73,44 @@ class Files(msgspec.Struct, frozen=True):
     def nats_url(self) -> str:
         return f"{self.directory}/nats-url"
 
-    @property
-    def log(self) -> str:
-        return f"{self.directory}/server.log"
+    def log(self, part: str) -> str:
+        return f"{self.directory}/{part}.log"
 
 
 @click.command(
     epilog="""\b
 Examples:
   cellos up                            http://127.0.0.1:8080, or another port where that one is taken
-  cellos up --bind 127.0.0.1:9000
+  cellos up --bind 127.0.0.1:9000 --slots 8
+  cellos up --dir ./here               everything under ./here; clients: CELLOS_STATE_DIR=./here cellos get cells
+  cellos up --no-node                  nothing runs here; nodes elsewhere take the work
 
-Then, in another terminal: cellos events --follow, cellos get cells, cellos apply -f FILE. They find it by themselves.
-Ctrl-C or SIGTERM ends it in order, exit code 0; what was stored is there at the next start.
+Then, in another terminal: cellos apply -f FILE --wait, cellos get cells, cellos events --follow. They find it by themselves.
+Ctrl-C or SIGTERM ends it in order, exit code 0: cells that run have 5 s to end (CELLOS_NODE_DRAIN_MS). A second one ends it at once.
+What was stored is there at the next start, and what was not done goes on.
 """
 )
 @click.option("--bind", metavar="HOST:PORT", help="Where the server listens; port 0 is a free one.")
+@click.option("--dir", "directory", metavar="DIR", help="The state directory, in place of CELLOS_STATE_DIR.")
+@click.option("--slots", type=click.IntRange(1, 10_000), metavar="N", help="How many cells run at once; as many as there are processors.")
+@click.option("--node/--no-node", default=True, help="Whether cells run here.")
 @click.option("--json", "as_json", is_flag=True, help="The status as one JSON object.")
-def up(bind: str | None, as_json: bool) -> None:
-    """Start a control plane on this machine: NATS and server, until Ctrl-C."""
+def up(bind: str | None, directory: str | None, slots: int | None, node: bool, as_json: bool) -> None:
+    """Start everything on this machine: NATS, server, controller, node; until Ctrl-C."""
     from cellos.supervisor.state import open_state_directory
 
-    files = Files(up_directory(open_state_directory(os.environ).path))
+    if slots is not None and not node:
+        raise click.UsageError("--slots is how many cells run here, and --no-node says none")
+    variables = dict(os.environ)
+    if directory is not None:
+        variables["CELLOS_STATE_DIR"] = os.path.abspath(directory)
+    if slots is not None:
+        variables["CELLOS_NODE_SLOTS"] = str(slots)
+    files = Files(up_directory(open_state_directory(variables).path))
     try:
         os.makedirs(files.directory, mode=0o700, exist_ok=True)
         with _lock(files) as held, listener_at(bind) as listener:
-            asyncio.run(_run(files, listener, held, as_json=as_json))
+            asyncio.run(_run(files, listener, held, variables, node=node, as_json=as_json))
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -130,27 +145,38 @@ def joined(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def status(files: Files, address: Address, nats: str) -> dict[str, str]:
+def status(files: Files, address: Address, nats: str, nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What a user may want to know, by name."""
-    return {"server": address.url, "token": files.token, "nats": nats, "natsUrl": files.nats_url, "log": files.log, "data": files.directory}
+    return {
+        "server": address.url,
+        "token": files.token,
+        "nats": nats,
+        "natsUrl": files.nats_url,
+        "log": files.log("server"),
+        "data": files.directory,
+        "nodes": [{name: each[name] for name in ("node", "slots", "classes") if name in each} for each in nodes],
+    }
 
 
-def block(facts: Mapping[str, str]) -> str:
-    """The same for people, with the next command to type."""
+def block(facts: Mapping[str, Any], *, prefix: str = "") -> str:
+    """The same for people, with the next command to type. `prefix` is what a command of a client has to begin with."""
+    nodes = "; ".join(f"{each['node']}, {each['slots']} cells at once ({', '.join(each['classes'])})" for each in facts["nodes"])
     return f"""\
-The control plane is up. Ctrl-C ends it; what it stored stays.
+CellOS is up. Ctrl-C ends it; what it stored stays.
 
   server   {facts["server"]}
   token    {facts["token"]}
   NATS     {facts["nats"]}
-  log      {facts["log"]}
-  cells    report here with  NATS_URL="$(cat {facts["natsUrl"]})" cellos-supervisor SPEC
+  node     {nodes or "none here"}
+  logs     {facts["data"]}/*.log
+  more     nodes join with    CELLOS_NATS_URL="$(cat {facts["natsUrl"]})" cellos-node
+           cells report with  NATS_URL="$(cat {facts["natsUrl"]})" cellos-supervisor SPEC
 
-Next, in another terminal:  cellos events --follow
+Next, in another terminal:  {prefix}cellos apply -f FORMATION --wait
 """
 
 
-async def _run(files: Files, listener: socket.socket, held: int, *, as_json: bool) -> None:
+async def _run(files: Files, listener: socket.socket, held: int, ours: Mapping[str, str], *, node: bool, as_json: bool) -> None:
     """`held` is a lock that the parts keep, too. Until a signal. Raises ConfigError, EventLogError, ServerError: it did not start."""
     from cellos.eventlog.embedded import EmbeddedNats
 
@@ -161,22 +187,79 @@ async def _run(files: Files, listener: socket.socket, held: int, *, as_json: boo
     try:
         if not await _unless(stop, nats.start()):
             return
-        server = _Server(files, address, environment(os.environ, files, nats, token=token), listener, held)
+        parts = make_parts(files, nats, listener, held, ours, token=token, node=node)
         try:
-            if not await _unless(stop, server.start()):
+            nodes: list[Mapping[str, Any]] = []
+            if not await _unless(stop, _start(parts, address, nodes)):
                 return
             _write(files.nats_url, nats.url_with_credentials)
             _write(files.address, address.url)
-            facts = status(files, address, nats.url)
-            click.echo(json.dumps(facts) if as_json else block(facts), nl=as_json)
+            facts = status(files, address, nats.url, nodes)
+            prefix = (
+                f"CELLOS_STATE_DIR={ours['CELLOS_STATE_DIR']} "
+                if ours.get("CELLOS_STATE_DIR") != os.environ.get("CELLOS_STATE_DIR")
+                else ""
+            )
+            click.echo(json.dumps(facts) if as_json else block(facts, prefix=prefix), nl=as_json)
             sys.stdout.flush()
-            await _unless(stop, server.keep())
+            await _unless(stop, _keep(parts))
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(files.address)
-            await server.stop()
+            for part in reversed(parts):
+                if part.listens:
+                    listener.close()
+                await part.stop()
     finally:
         await nats.stop()
+
+
+def make_parts(
+    files: Files, nats: EmbeddedNats, listener: socket.socket, held: int, ours: Mapping[str, str], *, token: str, node: bool
+) -> list[Part]:
+    """In the order in which they start; they end in the other."""
+    from cellos.cli.parts import GRACE_SECONDS, Part
+
+    variables = environment(ours, files, nats, token=token)
+    part = partial(Part, held=held, tell=_tell)
+    parts = [
+        part("cellos-server", "cellos.server.main", files.log("server"), variables, listener=listener.fileno()),
+        part("cellos-controller", "cellos.controller.main", files.log("controller"), variables),
+    ]
+    if node:
+        of_node = {DRAIN: str(DRAIN_MS)} | variables | {"CELLOS_STATE_DIR": f"{files.directory}/node"}
+        drain = of_node[DRAIN].strip()
+        grace = GRACE_SECONDS + (int(drain) / 1000 if drain.isascii() and drain.isdigit() and len(drain) < 10 else 0)
+        parts.append(part("cellos-node", "cellos.node.main", files.log("node"), of_node, grace=grace))
+    return parts
+
+
+async def _start(parts: Sequence[Part], address: Address, nodes: list[Mapping[str, Any]]) -> None:
+    """Start all of them and wait until the server answers and knows the others; `nodes` gets those that are there. Raises ServerError."""
+    for part in parts:
+        await part.start()
+    ended: dict[asyncio.Future[Any], Part] = {asyncio.create_task(part.wait()): part for part in parts}
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        while time.monotonic() < deadline:
+            asking = asyncio.create_task(asyncio.to_thread(_members, address))
+            done, _ = await asyncio.wait({*ended, asking}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done & ended.keys():
+                raise ended[task].failure("did not start")
+            found = asking.result()
+            if found is not None and found["controllers"] and (len(parts) < 3 or found["nodes"]):
+                nodes += found["nodes"]
+                return
+            await asyncio.wait(ended, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        for part in parts:
+            raise part.failure(f"does not answer after {START_SECONDS:g} s")
+    finally:
+        for task in ended:
+            task.cancel()
+
+
+async def _keep(parts: Sequence[Part]) -> None:
+    await asyncio.gather(*(part.keep() for part in parts))
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
@@ -193,83 +276,8 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
     return True
 
 
-class _Server:
-    """`cellos-server` as a child. It is given a socket that listens, which stays ours: clients wait while it is started again."""
-
-    def __init__(self, files: Files, address: Address, variables: Mapping[str, str], listener: socket.socket, held: int) -> None:
-        self._files = files
-        self._listener = listener
-        self._held = held
-        self._address = address
-        self._variables = variables
-        self._process: asyncio.subprocess.Process | None = None
-        self._started = 0.0
-
-    async def start(self) -> None:
-        """Start, and wait until it answers. Raises ServerError."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._files.log)
-        ended = asyncio.create_task((await self._launch()).wait())
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline and not ended.done():
-            answering = asyncio.create_task(asyncio.to_thread(_answers, self._address))
-            await asyncio.wait({ended, answering}, return_when=asyncio.FIRST_COMPLETED)
-            if answering.done() and answering.result():
-                ended.cancel()
-                return
-            await asyncio.wait({ended}, timeout=_POLL_SECONDS)
-        self._listener.close()  # whoever waits for an answer, we ourselves among them, is told that none will come
-        how = "did not start" if ended.done() else f"does not answer after {START_SECONDS:g} s"
-        raise ServerError(f"cellos-server {how}: {last_words(self._files.log) or 'it said nothing'}; its log is {self._files.log}")
-
-    async def keep(self) -> None:
-        """Start it again, as often as it ends. Does not return."""
-        from cellos.eventlog.connect import pause
-
-        attempt = 0
-        while self._process is not None:
-            code = await self._process.wait()
-            attempt = 0 if time.monotonic() - self._started > STEADY_SECONDS else attempt + 1
-            _tell(f"cellos-server ended with exit code {code} and is started again; its log is {self._files.log}")
-            await asyncio.sleep(pause(attempt) if attempt > 1 else 0)
-            await self._launch()
-
-    async def stop(self) -> None:
-        """In order. Idempotent."""
-        self._listener.close()
-        process, self._process = self._process, None
-        if process is None:
-            return
-        from cellos.eventlog.embedded import end
-
-        await end(process, STOP_SECONDS)
-
-    async def _launch(self) -> asyncio.subprocess.Process:
-        from cellos.eventlog import lifeline
-
-        handed = self._listener.fileno()
-        # -P: nothing is imported from the directory that we happen to be in.
-        program = [sys.executable, "-P", "-m", "cellos.server.main"]
-        command = [sys.executable, "-I", "-S", lifeline.__file__, f"--listen={handed}", *program]
-        log = os.open(self._files.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._variables,
-                start_new_session=True,  # ^C in a terminal is for its owner, who ends the parts in order
-                pass_fds=(self._held, handed),
-            )
-        finally:
-            os.close(log)
-        self._started = time.monotonic()
-        return self._process
-
-
 def environment(ours: Mapping[str, str], files: Files, nats: EmbeddedNats, *, token: str) -> dict[str, str]:
-    """The variables of the server: ours, but for those that say where it listens, where NATS is and how to log in there."""
+    """The variables of the parts: ours, but for those that say where it listens, where NATS is and how to log in there."""
     from cellos.eventlog.connect import VARIABLES
 
     others = {"CELLOS_SERVER_BIND", *(variable.name for variable in VARIABLES)}
@@ -285,33 +293,15 @@ def environment(ours: Mapping[str, str], files: Files, nats: EmbeddedNats, *, to
     )
 
 
-def last_words(path: str) -> str:
-    """Why a server ended, by the last lines of its log."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
-            lines = file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-            if record["level"] == "ERROR":
-                return str(record["fields"].get("error") or record["fields"]["message"])
-        except (ValueError, LookupError, TypeError, AttributeError):
-            continue
-    return lines[-1] if lines else ""
-
-
-def _answers(address: Address) -> bool:
+def _members(address: Address) -> Mapping[str, Any] | None:
+    """The nodes and controllers that the server knows; None where it does not answer yet."""
     from cellos.client.server import Server
 
     try:
         with Server(address, timeout_ms=2000, pauses=()) as server:
-            server.version()
+            return server.nodes()
     except CellosError:
-        return False
-    return True
+        return None
 
 
 @contextlib.contextmanager
@@ -330,7 +320,7 @@ def _lock(files: Files) -> Iterator[int]:
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         with _held(f"{files.directory}/parts", STOP_SECONDS) as parts:
             if parts is None:
-                raise ConfigError(f"a server of the `cellos up` before this one still runs; its log is {files.log}")
+                raise ConfigError(f"a part of the `cellos up` before this one still runs; logs are {files.directory}/*.log")
             yield parts
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cellos.cli import up
-from cellos.cli.up import Files, block, environment, joined, last_words, listener_at, status, url_of
+from cellos.cli.parts import last_words
+from cellos.cli.up import Files, block, environment, joined, listener_at, status, url_of
 from cellos.client.address import Address
 from cellos.errors import ConfigError
 
@@ -81,9 +82,16 @@ class TestEnvironment:
         assert environment(ours, Files("/s/up"), nats, token="t")["CELLOS_NATS_STREAM_MAX_BYTES"] == "5000000"
 
     def test_the_status_holds_no_credentials(self) -> None:
-        facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711")
+        node = {"node": "here", "slots": 2, "classes": ["base", "limits"], "pid": 7}
+        facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711", [node])
         assert "hidden" not in block(facts) + json.dumps(facts)
-        assert all(text in block(facts) for text in ("http://h:1", "/s/up/token", "/s/up/nats-url", "cellos events --follow"))
+        for text in ("http://h:1", "/s/up/token", "/s/up/nats-url", "here, 2 cells at once (base, limits)", "cellos apply -f"):
+            assert text in block(facts)
+        assert "terminal:  CELLOS_STATE_DIR=/s cellos apply" in block(facts, prefix="CELLOS_STATE_DIR=/s ")
+
+    def test_without_a_node(self) -> None:
+        facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711", [])
+        assert "node     none here" in block(facts)
 
 
 class TestToken:

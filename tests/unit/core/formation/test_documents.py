@@ -61,11 +61,11 @@ def test_what_is_kept_can_be_sent_again(path: Path) -> None:
         assert parse(once.document, syntax) == once  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["pipeline", "pipeline-with-specs"])
+@pytest.mark.parametrize("name", ["external", "word-count"])
 def test_examples_are_the_same_in_both_shapes(name: str) -> None:
     flat = parse_formation((EXAMPLES / f"{name}.json").read_bytes())
     assert flat == parse_formation((EXAMPLES / f"{name}.yaml").read_bytes(), syntax="yaml")
-    assert flat.has_specs is document_has_specs(flat.document) is (name == "pipeline-with-specs")
+    assert flat.has_specs is document_has_specs(flat.document) is (name == "word-count")
 
 
 def test_a_formation_knows_what_was_written() -> None:

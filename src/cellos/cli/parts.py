@@ -1,0 +1,123 @@
+"""The parts of `cellos up`: programs of ours as children, each on a lifeline (eventlog/lifeline.py), started again whenever one ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from cellos.errors import ServerError
+from cellos.eventlog import lifeline
+from cellos.eventlog.connect import pause
+from cellos.eventlog.embedded import end
+
+GRACE_SECONDS = 10.0
+"""What a part has to end in order."""
+STEADY_SECONDS = 30.0
+"""A part that ran so long is started again at once."""
+_LONGEST_LINE = 1 << 16
+
+
+class Part:
+    """One program. `held` is a descriptor that it keeps open as long as it lives; `listener`, one to listen on, stays the caller's."""
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        log: str,
+        variables: Mapping[str, str],
+        *,
+        held: int,
+        listener: int | None = None,
+        grace: float = GRACE_SECONDS,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._module = module
+        self._variables = variables
+        self._held = held
+        self._listener = listener
+        self._grace = grace
+        self._tell = tell
+        self._process: asyncio.subprocess.Process | None = None
+        self._started = 0.0
+
+    @property
+    def listens(self) -> bool:
+        """Whether it is the one that was given a listener."""
+        return self._listener is not None
+
+    async def start(self) -> None:
+        """With a new log. Returns at once."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.log)
+        await self._launch()
+
+    async def wait(self) -> None:
+        """Until it ends."""
+        assert self._process is not None
+        await self._process.wait()
+
+    async def keep(self) -> None:
+        """Start it again, as often as it ends. Does not return."""
+        attempt = 0
+        while self._process is not None:
+            code = await self._process.wait()
+            attempt = 0 if time.monotonic() - self._started > STEADY_SECONDS else attempt + 1
+            why = last_words(self.log)
+            self._tell(f"{self.name} ended with exit code {code} and is started again{f': {why}' if why else ''} (log: {self.log})")
+            await asyncio.sleep(pause(attempt) if attempt > 1 else 0)
+            await self._launch()
+
+    async def stop(self) -> None:
+        """In order. Idempotent."""
+        process, self._process = self._process, None
+        if process is not None:
+            await end(process, self._grace + 5)
+
+    def failure(self, how: str) -> ServerError:
+        """That it did not come up, with what it said itself."""
+        return ServerError(f"{self.name} {how}: {last_words(self.log) or 'it said nothing'}; its log is {self.log}")
+
+    async def _launch(self) -> None:
+        options = [f"--grace={self._grace:g}"] + ([] if self._listener is None else [f"--listen={self._listener}"])
+        # -P: nothing is imported from the directory that we happen to be in.
+        program = [sys.executable, "-P", "-m", self._module]
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", lifeline.__file__, *options, *program),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._variables,
+                start_new_session=True,  # ^C in a terminal is for its owner, who ends the parts in order
+                pass_fds=(self._held,) if self._listener is None else (self._held, self._listener),
+            )
+        finally:
+            os.close(log)
+        self._started = time.monotonic()
+
+
+def last_words(path: str) -> str:
+    """Why a part ended, by the last lines of its log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+            if record["level"] == "ERROR":
+                return str(record["fields"].get("error") or record["fields"]["message"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            continue
+    return lines[-1] if lines else ""
