@@ -1,20 +1,27 @@
-"""The demo: a benign and a hostile program, each in a cell; what each tried, what it got, and the verified record of it.
+"""The demo: a benign and a hostile program, each in a cell; a formation of cells under `cellos up`, to its end; and the checked records.
 
-Everything here is done with the commands that users have, `cellos run` and `cellos events`. scripts/demo runs it.
+Everything here is done with the commands that users have: `cellos run`, `cellos events`, `cellos up`, `cellos apply`, `cellos logs`.
+scripts/demo runs it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 
-PROGRAMS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "demo")
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROGRAMS = os.path.join(HERE, "demo")
+PIPELINE = os.path.join(HERE, "formations", "pipeline.yaml")
 
 
 class DemoError(Exception):
@@ -109,14 +116,81 @@ def show_hostile(cellos: str, scratch: str) -> None:
     print(f"\nThe true record stays: {record}")
 
 
+@contextlib.contextmanager
+def system(cellos: str, directory: str) -> Iterator[None]:
+    """`cellos up` in a directory of its own, and everything after it speaks to that one."""
+    print(f"$ cellos up --dir {shlex.quote(directory)} &", flush=True)
+    command = [cellos, "up", "--dir", directory, "--bind", "127.0.0.1:0", "--json"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    before = os.environ.get("CELLOS_STATE_DIR")
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise DemoError("`cellos up` did not start; why stands above")
+        facts = json.loads(line)
+        nodes = ", ".join(f"node {node['node']} with room for {node['slots']} cells" for node in facts["nodes"])
+        indented(f"server {facts['server']}, NATS {facts['nats']}, controller, {nodes}")
+        os.environ["CELLOS_STATE_DIR"] = directory
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        process.stdout.close()
+        if before is None:
+            os.environ.pop("CELLOS_STATE_DIR", None)
+        else:
+            os.environ["CELLOS_STATE_DIR"] = before
+
+
+def show_formation(cellos: str, scratch: str) -> None:
+    title("A formation: a pipeline of cells, one of them flaky, one allowed to fail")
+    with system(cellos, os.path.join(scratch, "system")):
+        print(f"$ cellos apply -f {os.path.relpath(PIPELINE)} --wait", flush=True)
+        code = subprocess.run([cellos, "apply", "-f", PIPELINE, "--wait"], stdin=subprocess.DEVNULL, timeout=300, check=False).returncode
+        if code != 0:
+            call_and_show(cellos, "describe", "formation", "pipeline")
+            raise DemoError(f"the formation did not reach COMPLETED (exit {code})")
+        print()
+        for member in ("lint", "test-flaky", "report"):
+            call_and_show(cellos, "logs", f"pipeline/{member}")
+        print()
+        summarise(cellos)
+
+
+def call_and_show(cellos: str, *arguments: str) -> None:
+    done = call(cellos, *arguments)
+    indented(done.stdout + done.stderr)
+
+
+def summarise(cellos: str) -> None:
+    """The record of every run of the formation, checked."""
+    done = call(cellos, "events", "--formation", "pipeline", "--json")
+    rows = [("member", "attempt", "outcome", "record", "")]
+    for line in done.stdout.splitlines():
+        run = json.loads(line)
+        events = {event["type"].rpartition(".")[2]: event["data"] for event in run["events"]}
+        verdict = run["verdict"]
+        member = run["cellId"].partition(".")[2]
+        attempt, outcome = events["claimed"]["attempt"], events["destroyed"]["outcome"]
+        rows.append((member, str(attempt), outcome, f"{verdict['count']} events", f"chain {verdict['state']}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        indented("   ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    if done.returncode != 0 or len(rows) == 1:
+        raise DemoError(f"the chains of the formation's runs do not verify (exit {done.returncode}): {done.stderr}")
+    indented(f"{len(rows) - 1} runs, every chain verified")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run a benign and a hostile program in cells and show the record.")
+    parser = argparse.ArgumentParser(description="Run a benign and a hostile program in cells, then a formation, and show the records.")
     parser.add_argument("--cellos", default="cellos", help="the command to use")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cellos-demo-") as scratch:
         try:
             show_benign(options.cellos, scratch)
             show_hostile(options.cellos, scratch)
+            show_formation(options.cellos, scratch)
         except DemoError as error:
             print(f"demo: {error}", file=sys.stderr)
             return 1
