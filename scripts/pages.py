@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cellos.node import config as node_config
 from cellos.server import config, hub, routes
 from cellos.supervisor.variables import tables
 
@@ -17,6 +18,8 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("server.md", "routes", routes.table),
     ("server.md", "variables", config.table),
     ("server.md", "close codes", hub.close_table),
+    ("node.md", "variables", node_config.table),
+    ("node.md", "without effect", node_config.without_effect),
 )
 """Page, what its markers are called, and what stands between them."""
 

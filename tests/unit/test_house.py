@@ -21,6 +21,7 @@ from cellos.core.events import Draft, RunIdentity
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
 from cellos.http import timeouts
+from cellos.node.config import VARIABLES as NODE_VARIABLES
 from cellos.ports import Receipt, Residue
 from cellos.sandbox.cures import CURES
 from cellos.sandbox.probe import OUTSIDE, REQUIRED
@@ -115,11 +116,14 @@ def test_the_index_names_every_page() -> None:
 # ---------------------------------------------------------------- variables
 
 VARIABLES = {variable.name: variable for section in SECTIONS for variable in section.variables}
-OF_THE_SERVER = {row.name for row in (*SERVER_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)}
-"""Listed at another page: docs/reference/server.md."""
+OF_DAEMONS = {row.name for row in (*SERVER_VARIABLES, *NODE_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)}
+"""Listed at other pages: docs/reference/server.md, node.md."""
 NAME = re.compile(r"\b(?:CELLOS|CELL_OS|NATS|ACTIONS|RUST)_[A-Z0-9_]+|\b(?:HTTPS?|NO)_PROXY\b")
 NO_VARIABLES = {
-    "CELLOS_EVENTS",  # the name of a stream
+    "CELLOS_EVENTS",  # these four are names of streams
+    "CELLOS_LEASES",
+    "CELLOS_OUTPUT",
+    "CELLOS_WORK",
     "CELLOS_SERVER",  # of `cellos get` and its like: docs/reference/commands.md
     "CELLOS_EVENT_REQUIRE_SIGNED",  # these three are of `cellos events`: docs/reference/commands.md
     "CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH",
@@ -137,8 +141,8 @@ def pattern(name: str) -> re.Pattern[str]:
 def is_listed(name: str) -> bool:
     """`name` is a variable of the table, or (it ends in `_`) the beginning of some."""
     if name.endswith("_"):
-        return any(row.startswith(name) for row in (*VARIABLES, *OF_THE_SERVER))
-    return name in OF_THE_SERVER or any(pattern(row).fullmatch(name) for row in VARIABLES)
+        return any(row.startswith(name) for row in (*VARIABLES, *OF_DAEMONS))
+    return name in OF_DAEMONS or any(pattern(row).fullmatch(name) for row in VARIABLES)
 
 
 class Spy(dict[str, str]):

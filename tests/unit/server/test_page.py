@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cellos.daemon import process
 from cellos.server import config, hub, routes
 
 PAGE = Path(__file__).parents[3] / "docs/reference/server.md"
@@ -37,6 +38,7 @@ def test_messages_of_the_log_are_those_of_the_code() -> None:
     messages = re.findall(r"`([^`]+)`", "".join(line.split("|")[1] for line in section.splitlines() if line.startswith("| `")))
     assert len(messages) == 10
     code = "".join(path.read_text() for path in Path(config.__file__).parent.glob("*.py"))
+    code += Path(process.__file__).read_text().replace("%s", "cellos-server")
     assert [message for message in messages if f'"{message}"' not in code] == []
 
 
