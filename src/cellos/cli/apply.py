@@ -12,7 +12,7 @@ from typing import Never
 import click
 import msgspec
 
-from cellos.cli.control_plane import connected, print_json, server_options
+from cellos.cli.control_plane import Duration, connected, print_json, server_options
 from cellos.cli.timeline import visible
 from cellos.core.documents.parse import decode, syntax_of
 from cellos.errors import ConfigError, ServerError, ServerProblem, ServerUnreachable, SpecSyntaxError, os_error_text
@@ -27,22 +27,41 @@ Examples:
   cellos apply -f formation.yaml
   generate | cellos apply -f -
   cellos apply -f formation.json --key nightly-0042      may be repeated: it makes one formation, whatever happens
+  cellos apply -f formation.yaml --wait                  and see it through; Ctrl-C ends the waiting, not the formation
 
 Whatever is sent carries an idempotency key, so that a request whose answer was lost can be repeated; without --key, one of its own.
+
+With --wait the exit code is 0 when the formation has completed, 1 when it has ended otherwise, 124 when the time is over.
 """
 )
 @click.option(
     "-f", "--file", "path", required=True, metavar="FILE", type=click.Path(allow_dash=True), help="JSON or YAML; - is standard input."
 )
 @click.option("--key", metavar="KEY", help="The idempotency key: with the same key again, the first answer comes back.")
-@click.option("--json", "as_json", is_flag=True, help="The server's answer as JSON.")
+@click.option("--wait", "waits", is_flag=True, help="Wait until it has ended, and show what its members do.")
+@click.option("--timeout", "timeout_ms", type=Duration(), metavar="TIME", help="With --wait: at most so long: 30s, 10m, 2h.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="The server's answer as JSON; with --wait the formation with its members, at the end."
+)
 @server_options
-def apply(path: str, key: str | None, as_json: bool, server: str | None, token_file: str | None) -> None:
+@click.pass_context
+def apply(
+    ctx: click.Context,
+    path: str,
+    key: str | None,
+    waits: bool,
+    timeout_ms: int | None,
+    as_json: bool,
+    server: str | None,
+    token_file: str | None,
+) -> None:
     """Make the formation of a document."""
     from cellos.client.server import new_key
 
     if key is not None and not _KEY.fullmatch(key):
-        raise click.UsageError("--key takes 1 to 255 visible ASCII characters", click.get_current_context())
+        raise click.UsageError("--key takes 1 to 255 visible ASCII characters", ctx)
+    if timeout_ms is not None and not waits:
+        raise click.UsageError("--timeout goes with --wait", ctx)
     document = to_send(path, read(path))
     key = key or new_key()
     with connected(server, token_file) as found:
@@ -52,10 +71,15 @@ def apply(path: str, key: str | None, as_json: bool, server: str | None, token_f
             if not (error.sent if isinstance(error, ServerUnreachable) else error.status >= 500):
                 raise
             raise ServerError(f"{error.text}; whether it was made is not known: repeat this with --key {key}") from error
-    if as_json:
-        print_json(msgspec.to_builtins(made))
-    else:
-        click.echo(f"formation/{visible(made.name or made.id)} created (state={made.status})")
+        if not as_json:
+            click.echo(f"formation/{visible(made.name or made.id)} created (state={made.status})")
+        elif not waits:
+            print_json(msgspec.to_builtins(made))
+        if waits:
+            from cellos.cli.wait import wait_for
+
+            sys.stdout.flush()
+            ctx.exit(wait_for(found, made.id, until=("COMPLETED",), timeout_ms=timeout_ms, as_json=as_json))
 
 
 def read(path: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cellos.cli.run_options import duration
 from cellos.cli.timeline import visible
 from cellos.errors import CellosError, ServerError, ServerProblem, ServerUnreachable
 
@@ -33,6 +34,19 @@ COLOURS = {
     "CANCELLED": "red",
 }
 """Of a status word in capitals."""
+
+
+class Duration(click.ParamType[int]):
+    """`30s`, `10m`, `2h`, as milliseconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return value if isinstance(value, int) else duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
 
 SERVER_HELP = "The control plane; default CELLOS_SERVER, else that of `cellos up`, else http://127.0.0.1:8080."
 TOKEN_HELP = "A file that holds the API token; default CELLOS_SERVER_API_TOKEN, or the token of `cellos up`."

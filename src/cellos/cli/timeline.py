@@ -241,6 +241,15 @@ def _rejected(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"{_text(each, 'rule')}: {_text(each, 'message')}" if isinstance(each, dict) else _value(each)
 
 
+def _claimed(data: Mapping[str, Any]) -> Iterator[str]:
+    yield f"by {_text(data, 'node')}, attempt {_text(data, 'attempt')} of {_text(data, 'memberId')}"
+
+
+def _attempt(data: Mapping[str, Any]) -> Iterator[str]:
+    reason = f": {_text(data, 'reason')}" if "reason" in data else f" asked of pool {_text(data, 'pool')}"
+    yield f"attempt {_text(data, 'attempt')} of {_text(data, 'memberId')}{reason}"
+
+
 def _count(number: object, what: str) -> str:
     if number == 0:
         return f"no {what}"
@@ -268,6 +277,10 @@ DESCRIBED: dict[str, tuple[str, _Describe]] = {
     events.EXPORT_COMPLETED: ("exported", _exported),
     events.EXPORT_FAILED: ("export failed", _export_failed),
     events.DESTROYED: ("destroyed", _destroyed),
+    # cellos.core.formation.runs has these three, and loads what reads documents.
+    events.PREFIX + "run.v1.dispatched": ("dispatched", _attempt),
+    events.PREFIX + "run.v1.claimed": ("claimed", _claimed),
+    events.PREFIX + "run.v1.void": ("void", _attempt),
     observations.NETWORK_SCOPE: ("asks for", _scope),
     observations.DNS_TARGET_SET: ("names", _target_set),
     observations.L7_EGRESS_DECISION: ("names", _decision),

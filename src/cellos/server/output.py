@@ -129,11 +129,13 @@ class _Place:
         return OutputEnd(run_id=self.run, state=self._output(chunks, after), truncated=any(chunk.truncated for chunk in chunks))
 
     def _output(self, chunks: Sequence[Chunk], after: int) -> OutputState:
+        if any(chunk.end for chunk in chunks):
+            return "complete" if after or _is_whole(chunks) else "partial"
         if not self.is_over:
             return "open"
-        if not chunks and not after:
-            return "gone" if self._age > MAX_AGE_SECONDS else "none"
-        return "complete" if any(chunk.end for chunk in chunks) and (after or _is_whole(chunks)) else "partial"
+        if chunks or after:
+            return "partial"
+        return "gone" if self._age > MAX_AGE_SECONDS else "none"
 
 
 def _is_whole(chunks: Sequence[Chunk]) -> bool:

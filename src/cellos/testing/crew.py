@@ -194,7 +194,7 @@ class CrewRun:
             self.finish_output()
             self.say(events.command_completed(self._identity, argv=["true"], exit_code=exit_code, duration_ms=7))
         succeeded = exit_code == 0 and reason is None
-        why = None if succeeded else reason or f"exit code {exit_code}"
+        why = None if succeeded else reason or f"command exited with status {exit_code}"
         outcome = "succeeded" if succeeded else "failed"
         self.say(events.destroyed(self._identity, ttl_seconds=60, outcome=outcome, reason=why, residue_class="none"))
 

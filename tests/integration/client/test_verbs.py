@@ -117,7 +117,7 @@ class TestGet:
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
-            (["pods"], "'pods' is nothing that can be listed; there are cells and formations"),
+            (["pods"], "'pods' is nothing that can be listed; there are cells, formations, nodes"),
             (["cells", "x", "--limit", "1"], "choose from a list"),
             (["formations", "--state", "running"], "choose cells"),
             (["cells", "--state", "asleep"], "'asleep' is not one of"),
@@ -279,7 +279,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("words", "answer", "found"),
         [
-            ("get ", None, ["cells", "formations"]),
+            ("get ", None, ["cells", "formations", "nodes"]),
             ("get cells b", [CELL | {"id": "build"}, {"id": "a"}, {"id": "b"}], ["build", "b"]),
             ("get formations ", {"formations": [FORMATION, {"id": "x"}]}, ["demo", "x"]),
             ("delete formation d", {"formations": [FORMATION, {"id": "x"}]}, ["demo"]),
