@@ -33,6 +33,11 @@
     │   ├── SnapshotDamaged    snapshot_damaged      not, or no longer, what was written
     │   ├── SnapshotNewer      snapshot_newer        written by a later version of this program
     │   └── SnapshotForeign    snapshot_foreign      of another log, or made with other keys
+    ├── StoreError             store                 the object store did not do what it was asked for: nothing was written
+    │   ├── StoreUnreachable   store_unreachable     nobody knows what came of it: a write may have been done
+    │   ├── LeaseLost          lease_lost            a claim is no longer ours: nothing about it may be written
+    │   └── StoreUnfit         store_unfit           it does not keep a promise without which nothing may be claimed there
+    ├── FleetError             fleet                 what is asked of a queue makes no sense as things stand
     └── EvidenceError          evidence              a record of events does not verify
 
 The printed form is `<prefix>: <text>`; the prefixes are part of the contract that users grep for.
@@ -277,6 +282,27 @@ class SnapshotNewer(SnapshotError):
 
 class SnapshotForeign(SnapshotError):
     code = "snapshot_foreign"
+
+
+class StoreError(CellosError):
+    code = "store"
+    prefix = "object store"
+
+
+class StoreUnreachable(StoreError):
+    code = "store_unreachable"
+
+
+class LeaseLost(StoreError):
+    code = "lease_lost"
+
+
+class StoreUnfit(StoreError):
+    code = "store_unfit"
+
+
+class FleetError(CellosError):
+    code = "fleet"
 
 
 class EvidenceError(CellosError):

@@ -1,0 +1,249 @@
+"""`cellos fleet`: what people do with the queue of `cellos-fleet`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+import msgspec
+
+from cellos.cli.control_plane import print_json, print_table, wants_json
+from cellos.cli.timeline import visible
+from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell
+from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
+from cellos.core.documents.parse import decode, syntax_of
+from cellos.errors import CellosError, ConfigError, FleetError, StoreUnreachable
+from cellos.fleet.config import BUCKET, PREFIX, QUEUE, read_bucket, read_layout
+
+if TYPE_CHECKING:
+    from cellos.fleet.queue import Queue, Story
+
+FAILED, TIMED_OUT = 1, 124
+REQUEST_SECONDS = 15.0
+LOOK_SECONDS = 1.0
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_T = TypeVar("_T")
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"""\b
+Examples:
+  export {BUCKET}=file:///var/tmp/queue         or the name of a bucket of S3
+  cellos-fleet &                                        an agent; start as many as you like, anywhere
+  cellos fleet submit spec.json
+  cellos fleet wait build-1
+
+Which queue is meant is said by the agent's own variables, or by options: {BUCKET}, {PREFIX}, {QUEUE}.
+""",
+)
+def fleet() -> None:
+    """Hand specs to the agents of a bucket, and see what became of them."""
+
+
+def _queue_options(command: _Command) -> _Command:
+    for option in (
+        click.option("--queue", metavar="LANE", help=f"The lane; default {QUEUE}."),
+        click.option("--prefix", metavar="PATH", help=f"What all keys begin with; default {PREFIX}."),
+        click.option("--bucket", metavar="BUCKET", help=f"A bucket, or file:///DIRECTORY; default {BUCKET}."),
+    ):
+        command = option(command)
+    return command
+
+
+@fleet.command(
+    epilog="""\b
+Examples:
+  cellos fleet submit spec.json other.yaml
+  cellos fleet submit --id build-2 spec.json            run the same document under another id
+  generate | cellos fleet submit -
+
+May be repeated: a document that waits already is not handed in twice.
+"""
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(allow_dash=True))
+@click.option("--id", "id", metavar="ID", help="Its id in the queue; default spec.id. For one FILE.")
+@_queue_options
+def submit(files: Sequence[str], id: str | None, **where: str | None) -> None:
+    """Hand in documents; - is standard input."""
+    if id is not None and len(files) > 1:
+        raise click.UsageError("--id is for one document", click.get_current_context())
+    read = [_document(path, id) for path in files]
+
+    async def hand_in(queue: Queue) -> None:
+        for name, raw in read:
+            new = await queue.submit(name, raw)
+            click.echo(f"spec/{name} {'submitted' if new else 'waits already'}")
+
+    _on_queue(hand_in, where)
+
+
+def _document(path: str, id: str | None) -> tuple[str, bytes]:
+    """Id and JSON of a document that the supervisor will take. Raises ConfigError."""
+    try:
+        if path == "-":
+            raw = sys.stdin.buffer.read(MAX_DOCUMENT_BYTES + 1)
+        else:
+            with open(path, "rb") as file:
+                raw = file.read(MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    syntax = syntax_of(path, raw)
+    try:
+        document = parse_execution_cell(raw, allow_unknown_fields=bool(os.environ.get("CELLOS_ALLOW_UNKNOWN_FIELDS")), syntax=syntax)
+        name = id if id is not None else document.spec.id
+        if not is_portable(name):
+            raise ConfigError(f"the id {name[:80]!r} {PORTABLE_RULE}")
+        return name, raw if syntax == "json" else msgspec.json.encode(decode(raw, syntax))
+    except CellosError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+@fleet.command(name="ls")
+@click.option("--state", type=click.Choice(["pending", "claimed", "completed", "failed"]), help="Only these.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; the default where no terminal shows it.")
+@_queue_options
+def list_specs(state: str | None, as_json: bool, **where: str | None) -> None:
+    """List the specs of a queue, and its agents."""
+
+    async def look(queue: Queue) -> None:
+        rows = [row for row in await queue.rows() if state is None or row.state == state]
+        agents = await queue.agents()
+        if wants_json(as_json):
+            told = [{**msgspec.to_builtins(agent), "token": None, "seen": seen} for agent, seen in agents]
+            print_json({"specs": [msgspec.to_builtins(row) for row in rows], "agents": [_without_empty(each) for each in told]})
+            return
+        print_table(("SPEC", "STATE", "SINCE", "NODE"), [(row.id, row.state.upper(), row.since[:19], row.node or "-") for row in rows])
+        if agents:
+            click.echo()
+            slots = [(each.node, f"{each.slots_free} of {each.slots}", each.pool or "-", seen[:19], each.store) for each, seen in agents]
+            print_table(("AGENT", "FREE SLOTS", "POOL", "SEEN", "STORE"), slots)
+
+    _on_queue(look, where)
+
+
+def _without_empty(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value is not None}
+
+
+@fleet.command()
+@click.argument("spec")
+@click.option("--json", "as_json", is_flag=True, help="As JSON; the default where no terminal shows it.")
+@_queue_options
+def show(spec: str, as_json: bool, **where: str | None) -> None:
+    """Say all that is known of a spec: its attempts, who holds it, why it failed."""
+
+    async def look(queue: Queue) -> None:
+        story = await queue.show(_id(spec))
+        if wants_json(as_json):
+            print_json(msgspec.to_builtins(story))
+        else:
+            _tell(story)
+
+    _on_queue(look, where)
+
+
+def _tell(story: Story) -> None:
+    click.echo(f"{story.id}: {story.state.upper()}")
+    for receipt in story.receipts:
+        ended = "" if receipt.exit_code is None else f", exit {receipt.exit_code}"
+        click.echo(f"  attempt {receipt.attempt}: {receipt.outcome}{ended}, by {visible(receipt.node)}, {receipt.written_at[:19]}")
+        for name in ("reason", "detail", "run_id"):
+            value = getattr(receipt, name)
+            if value:
+                click.echo(f"    {name}: {visible(value)}")
+    if story.asked_again:
+        click.echo("  another attempt was asked for")
+    if story.claim is not None:
+        click.echo(f"  claimed by {visible(str(story.claim['node']))}, {str(story.claim['claimedAt'])[:19]}")
+    for epoch, lease in story.leases.items():
+        click.echo(f"  lease {epoch}: {visible(lease.node)}, {'runs' if lease.started else 'has not started'}, attempt {lease.attempt}")
+
+
+@fleet.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC…")
+@_queue_options
+def retry(specs: Sequence[str], **where: str | None) -> None:
+    """Ask for another attempt of specs that failed."""
+
+    async def ask(queue: Queue) -> None:
+        for spec in specs:
+            attempt = await queue.retry(_id(spec))
+            click.echo(f"spec/{spec} waits for attempt {attempt}")
+
+    _on_queue(ask, where)
+
+
+@fleet.command(
+    epilog="""\b
+Exit code: 0 when all are completed, 1 when one has failed, 124 when the time is over.
+"""
+)
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC…")
+@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long to wait; default for ever.")
+@_queue_options
+def wait(specs: Sequence[str], timeout: float | None, **where: str | None) -> int:
+    """Wait until specs have ended."""
+    ids = list(dict.fromkeys(_id(spec) for spec in specs))
+    deadline = time.monotonic() + timeout if timeout is not None else None
+
+    async def ended(queue: Queue) -> int:
+        code, left = 0, ids
+        for id in ids:
+            await queue.show(id)  # a misspelt one would be waited for in vain
+        while left:
+            open_ones = []
+            for id in left:
+                progress = await _patiently(lambda id=id: queue.progress(id), deadline)  # type: ignore[misc]
+                if progress is None or progress.is_open or progress.last is None:
+                    open_ones.append(id)
+                    continue
+                click.echo(f"spec/{id} {progress.last.outcome}")
+                code = code if progress.last.outcome == "completed" else FAILED
+            left = open_ones
+            if left and deadline is not None and time.monotonic() >= deadline:
+                click.echo(f"not ended: {', '.join(left)}", err=True)
+                return TIMED_OUT
+            if left:
+                await asyncio.sleep(LOOK_SECONDS)
+        return code
+
+    return _on_queue(ended, where)
+
+
+async def _patiently(ask: Callable[[], Coroutine[Any, Any, _T]], deadline: float | None) -> _T | None:
+    """An outage of the store is waited for. None: not now."""
+    try:
+        return await ask()
+    except StoreUnreachable:
+        return None
+
+
+def _id(spec: str) -> str:
+    """`spec/build-1`, as it is printed, is taken too."""
+    id = spec.removeprefix("spec/")
+    if not is_portable(id):
+        raise FleetError(f"{id[:80]!r} is no id: it {PORTABLE_RULE}")
+    return id
+
+
+def _on_queue(work: Callable[[Queue], Coroutine[Any, Any, _T]], where: dict[str, str | None]) -> _T:
+    """Do it with the queue that is meant. Raises CellosError."""
+    from cellos.fleet.queue import Queue
+    from cellos.fleet.store import open_store
+
+    given = {BUCKET: where["bucket"], PREFIX: where["prefix"], QUEUE: where["queue"]}
+    environment = {**os.environ, **{name: value for name, value in given.items() if value is not None}}
+    bucket, layout = read_bucket(environment), read_layout(environment)
+
+    async def run() -> _T:
+        store = open_store(bucket, environment, request_seconds=REQUEST_SECONDS)
+        user = os.environ.get("USER") or str(os.geteuid())
+        return await work(Queue(store, layout, who=user, wall_ns=time.time_ns, token=os.urandom(16).hex(), pause=asyncio.sleep))
+
+    return asyncio.run(run())

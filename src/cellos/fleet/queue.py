@@ -1,0 +1,212 @@
+"""What people do with a queue: hand in, list, look at, ask for another attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from cellos.core.documents import MAX_DOCUMENT_BYTES
+from cellos.core.ids import rfc3339
+from cellos.core.objects import Entry, ObjectStore
+from cellos.errors import FleetError, StoreUnreachable
+from cellos.fleet.layout import Layout, numbers
+from cellos.fleet.progress import Progress, ended_attempts
+from cellos.fleet.records import MOST_BYTES, Again, AgentState, Claim, Lease, Receipt, decode, encode
+
+State = Literal["pending", "claimed", "completed", "failed"]
+STATES: tuple[State, ...] = ("failed", "completed", "pending", "claimed")
+"""Where an id is found in several places, the last one of these says how it stands."""
+TRIES, PAUSE_SECONDS = 20, 0.5
+
+
+class Row(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A spec in a list. `since`: when it came there, by the store's clock."""
+
+    id: str
+    state: State
+    since: str
+    node: str | None = None
+
+
+class Story(Struct, frozen=True, kw_only=True, rename="camel"):
+    """All that is known of one spec."""
+
+    id: str
+    state: State
+    asked_again: bool
+    receipts: tuple[Receipt, ...]
+    claim: Mapping[str, Any] | None = None
+    leases: Mapping[str, Lease] = {}
+
+
+class Queue:
+    """A queue as people see it. Methods raise StoreError, and FleetError for what makes no sense as things stand."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        layout: Layout,
+        *,
+        who: str,
+        wall_ns: Callable[[], int],
+        token: str,
+        pause: Callable[[float], Awaitable[None]],
+    ) -> None:
+        """`token` is drawn for this queue: it marks what is written through it."""
+        self.store = store
+        self.layout = layout
+        self._who = who
+        self._wall_ns = wall_ns
+        self._token = token
+        self._pause = pause
+
+    async def submit(self, id: str, raw: bytes) -> bool:
+        """Hand in a document. False: exactly this one waits there already."""
+        progress = await self.progress(id)
+        if progress.last is not None and not progress.is_open:
+            raise FleetError(
+                f"{id} was run already and ended in {progress.last.outcome}/: choose another id (--id), or: cellos fleet retry {id}"
+            )
+        key = self.layout.pending(id)
+        for _ in range(TRIES):
+            try:
+                if await self.store.create(key, raw):
+                    return True
+                sure = True
+            except StoreUnreachable:
+                sure = False
+            found = await self.store.read(key, MAX_DOCUMENT_BYTES)
+            if found is not None:
+                if found.body != raw:
+                    raise FleetError(f"another document waits as {id} already: choose another id (--id)")
+                return not sure
+            await self._pause(PAUSE_SECONDS)
+        raise StoreUnreachable(f"{key} cannot be created")
+
+    async def progress(self, id: str) -> Progress:
+        """How far its attempts are."""
+        ended, asked = ended_attempts([entry.key for entry in await self._entries(self.layout.receipts(id))])
+        return Progress(ended=ended, asked=asked, last=await self._receipt(id, ended) if ended else None)
+
+    async def rows(self) -> list[Row]:
+        """All specs by id."""
+        found: dict[str, tuple[State, Entry]] = {}
+        for state in STATES:
+            for entry in await self._entries(self.layout.within(state)):
+                id = self.layout.id_in(state, entry.key)
+                if id is not None:
+                    found[id] = (state, entry)
+        return [
+            Row(id=id, state=state, since=rfc3339(entry.modified_ns), node=await self._node(id) if state == "claimed" else None)
+            for id, (state, entry) in sorted(found.items())
+        ]
+
+    async def agents(self) -> list[tuple[AgentState, str]]:
+        """The agents that say that they are there, and when they said it last."""
+        told = []
+        for entry in await self._entries(self.layout.within("agents")):
+            state = await self._read(AgentState, entry.key)
+            if state is not None:
+                told.append((state, rfc3339(entry.modified_ns)))
+        return told
+
+    async def show(self, id: str) -> Story:
+        keys = [entry.key for entry in await self._entries(self.layout.receipts(id))]
+        receipts = [await self._receipt(id, number) for number in sorted(numbers(keys))]
+        claim = await self._read(Claim, self.layout.claimed(id))
+        states = [state for state in STATES if await self.store.look(self._key(state, id)) is not None]
+        if not states and not receipts:
+            raise FleetError(f"there is no spec {id} in this queue")
+        leases = {}
+        for epoch in sorted(numbers(entry.key for entry in await self._entries(self.layout.leases(id)))):
+            lease = await self._read(Lease, self.layout.lease(id, epoch))
+            if lease is not None:
+                leases[str(epoch)] = lease
+        shown = None if claim is None else {**msgspec.to_builtins(claim), "spec": None}
+        return Story(
+            id=id,
+            state=states[-1] if states else receipts[-1].outcome,
+            asked_again=ended_attempts(keys)[1],
+            receipts=tuple(receipts),
+            claim=shown,
+            leases=leases,
+        )
+
+    async def retry(self, id: str) -> int:
+        """Ask for another attempt of what failed; its number. May be repeated until it has been done."""
+        progress = await self.progress(id)
+        if progress.last is None:
+            raise FleetError(f"{id} has not been run: there is nothing to be tried again")
+        if progress.last.outcome == "completed":
+            raise FleetError(f"{id} is completed: submit it under another id to run it again (--id)")
+        if progress.last.again:
+            raise FleetError(f"{id} is tried again by itself: attempt {progress.attempt} follows")
+        mark = self.layout.again(id, progress.ended)
+        again = Again(token=self._token, node=self._who, life="", asked_at=rfc3339(self._wall_ns()))
+        # From here on nobody removes what is pending: who looked at the receipts before that has a claim or a lease. We wait for those.
+        await self._create(mark, encode(again))
+        for _ in range(TRIES):
+            if await self.store.look(self.layout.claimed(id)) is None and not await self._entries(self.layout.leases(id)):
+                break
+            if await self._is_underway(id, progress.attempt):
+                return progress.attempt
+            await self._pause(PAUSE_SECONDS)
+        else:
+            raise FleetError(f"attempt {progress.ended} of {id} is not cleared away yet by its agent: repeat this a little later")
+        failed = await self.store.read(self.layout.result(id, "failed"), MAX_DOCUMENT_BYTES)
+        if failed is None:
+            if await self.store.look(self.layout.pending(id)) is None and not await self._is_underway(id, progress.attempt):
+                raise FleetError(f"{self.layout.result(id, 'failed')} is gone: submit the document again")
+            return progress.attempt
+        if failed.fault is not None:
+            raise FleetError(f"{id} cannot be run: {failed.fault}")
+        await self._create(self.layout.pending(id), failed.body)
+        await self.store.remove(self.layout.result(id, "failed"))
+        return progress.attempt
+
+    async def _is_underway(self, id: str, attempt: int) -> bool:
+        """Whether an attempt has begun, or ended."""
+        if (await self.progress(id)).ended >= attempt:
+            return True
+        leases = [await self._read(Lease, entry.key) for entry in await self._entries(self.layout.leases(id))]
+        return any(lease is not None and lease.attempt == attempt for lease in leases)
+
+    async def _create(self, key: str, body: bytes) -> None:
+        """Make sure that it exists."""
+        for _ in range(TRIES):
+            try:
+                if await self.store.create(key, body) or await self.store.look(key) is not None:
+                    return
+            except StoreUnreachable:
+                pass
+            await self._pause(PAUSE_SECONDS)
+        raise StoreUnreachable(f"{key} cannot be created")
+
+    def _key(self, state: State, id: str) -> str:
+        match state:
+            case "pending":
+                return self.layout.pending(id)
+            case "claimed":
+                return self.layout.claimed(id)
+        return self.layout.result(id, state)
+
+    async def _node(self, id: str) -> str | None:
+        claim = await self._read(Claim, self.layout.claimed(id))
+        return claim.node if claim is not None else None
+
+    async def _receipt(self, id: str, attempt: int) -> Receipt:
+        key = self.layout.receipt(id, attempt)
+        receipt: Receipt | None = await self._read(Receipt, key)
+        if receipt is None:
+            raise FleetError(f"{key} was listed and is not there: is somebody clearing the queue?")
+        return receipt
+
+    async def _read(self, kind: type[Any], key: str) -> Any:
+        found = await self.store.read(key, MOST_BYTES)
+        return None if found is None else decode(kind, found.body, key)
+
+    async def _entries(self, prefix: str) -> list[Entry]:
+        return [entry async for page in self.store.pages(prefix) for entry in page]

@@ -1,0 +1,204 @@
+"""Buckets as `ObjectStore`, through obstore: S3 and what speaks its API, a directory, and, untested, GCS and Azure.
+
+    my-bucket, s3://my-bucket[/path]      endpoint, region and credentials by the usual AWS variables
+    file:///directory                     on one machine, to try it without S3; made if need be
+    gs://my-bucket[/path], az://container[/path]
+
+`open_store` reads nothing and connects to nobody; `prove` does. Requests are never repeated in here: who asked knows what may be.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from cellos.core.objects import Entry, ObjectStore, Stored
+from cellos.errors import ConfigError, StoreError, StoreUnfit, StoreUnreachable, os_error_text
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+    from obstore.store import ObjectStore as Bucket
+
+PAGE = 1000
+CONNECT_SECONDS = 5
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LONGEST_TEXT = 300
+T = TypeVar("T")
+
+
+def open_store(url: str, environment: Mapping[str, str], *, request_seconds: float) -> ObjectStore:
+    """The store that a URL or a bucket's name stands for. `request_seconds` bounds each request. Raises ConfigError."""
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        scheme, url = "s3", f"s3://{url}"
+    parts = urlsplit(url)
+    if scheme == "file":
+        if parts.netloc or not parts.path.startswith("/"):
+            raise ConfigError(f"{url}: not a directory; write file:///absolute/path")
+        return _open_directory(unquote(parts.path))
+    if scheme not in {"s3", "gs", "az"}:
+        raise ConfigError(f"{url}: no store of this kind; there are s3://, file://, gs:// and az://")
+    if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ConfigError(f"{scheme}://…: not {scheme}://BUCKET[/PATH]; credentials come from variables")
+    return _open_remote(scheme, url, environment, request_seconds)
+
+
+def _open_directory(path: str) -> ObjectStore:
+    from obstore.store import LocalStore
+
+    try:
+        os.makedirs(path, exist_ok=True)
+        return _Store(LocalStore(path), root=path)
+    except OSError as error:
+        raise ConfigError(f"file://{path}: {os_error_text(error)}") from error
+
+
+def _open_remote(scheme: str, url: str, environment: Mapping[str, str], request_seconds: float) -> ObjectStore:
+    from obstore import store
+
+    make: Any = store.from_url  # its overloads want to know the scheme
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or environment.get("AWS_ENDPOINT") or ""
+    options: dict[str, Any] = {
+        "timeout": timedelta(seconds=request_seconds),
+        "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, request_seconds)),
+        "allow_http": scheme == "s3" and endpoint.startswith("http://"),
+        "user_agent": "cellos-fleet",
+    }
+    authority = environment.get("AWS_CA_BUNDLE", "").strip()
+    try:
+        if authority:
+            with open(authority, "rb") as file:
+                options["root_certificate"] = file.read()
+        once: Any = {"max_retries": 0, "retry_timeout": timedelta(seconds=request_seconds)}
+        return _Store(make(url, client_options=options, retry_config=once))
+    except OSError as error:
+        raise ConfigError(f"AWS_CA_BUNDLE={authority}: {os_error_text(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"{url}: {_text(error)}") from error
+
+
+async def prove(store: ObjectStore, key: str, bodies: tuple[bytes, bytes]) -> Entry:
+    """Leave the first body under a new key, after the store has kept it from being overwritten by the second one.
+
+    Raises StoreUnfit where the store does not.
+    """
+    first, second = bodies
+    if not await store.create(key, first):
+        raise StoreUnfit(f"an object that does not exist ({key}) cannot be created")
+    again = await store.create(key, second)
+    found = await store.read(key, len(first) + len(second))
+    entry = await store.look(key)
+    if found is None or entry is None:
+        raise StoreUnfit(f"what was written ({key}) is not there when it is read")
+    if again or found.body != first:
+        raise StoreUnfit("it does not honour create-if-absent (If-None-Match): two agents could claim the same spec")
+    return entry
+
+
+class _Store:
+    """One bucket. `root`: its directory, where it is one."""
+
+    def __init__(self, bucket: Bucket, *, root: str | None = None) -> None:
+        self._bucket = bucket
+        self._root = root
+
+    async def create(self, key: str, body: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            await _outcome(self._bucket.put_async(key, body, mode="create", use_multipart=False))
+        except AlreadyExistsError:
+            return False
+        except FileNotFoundError as error:
+            raise StoreError(_text(error)) from error
+        return True
+
+    async def write(self, key: str, body: bytes) -> None:
+        try:
+            await _outcome(self._bucket.put_async(key, body, mode="overwrite", use_multipart=False))
+        except FileNotFoundError as error:
+            raise StoreError(_text(error)) from error
+
+    async def read(self, key: str, most: int) -> Stored | None:
+        if not self._is_regular(key):
+            found = await self.look(key)
+            return None if found is None else Stored(body=b"", entry=found, fault="not a regular file")
+        try:
+            answer = await _outcome(self._bucket.get_async(key))
+            entry = _entry(answer.meta)
+            if entry.size > most:
+                return Stored(body=b"", entry=entry, fault=f"{entry.size} bytes; at most {most} are read", too_large=True)
+            return Stored(body=bytes(await _outcome(answer.bytes_async())), entry=entry)
+        except FileNotFoundError:
+            return None
+
+    async def look(self, key: str) -> Entry | None:
+        try:
+            return _entry(await _outcome(self._bucket.head_async(key)))
+        except FileNotFoundError:
+            return None
+
+    async def copy(self, source: str, target: str) -> None:
+        if not self._is_regular(source):
+            return
+        try:
+            await _outcome(self._bucket.copy_async(source, target))
+        except FileNotFoundError:
+            return
+
+    async def remove(self, key: str) -> None:
+        try:
+            await _outcome(self._bucket.delete_async(key))
+        except FileNotFoundError:
+            return
+
+    async def pages(self, prefix: str) -> AsyncIterator[Sequence[Entry]]:
+        stream = self._bucket.list(prefix, chunk_size=PAGE).__aiter__()
+        while True:
+            try:
+                page = await _outcome(stream.__anext__())
+            except StopAsyncIteration:
+                return
+            yield sorted((_entry(meta) for meta in page), key=lambda entry: entry.key)
+
+    def _is_regular(self, key: str) -> bool:
+        """A directory may hold links, which the library would follow, and pipes, which nobody may ever write to."""
+        if self._root is None:
+            return True
+        try:
+            return stat.S_ISREG(os.lstat(f"{self._root}/{key}").st_mode)
+        except OSError:
+            return True  # that there is nothing is the library's to say
+
+
+def _entry(meta: ObjectMeta) -> Entry:
+    modified = (meta["last_modified"] - _EPOCH) // timedelta(microseconds=1) * 1000
+    return Entry(key=meta["path"], size=meta["size"], modified_ns=modified, etag=meta["e_tag"] or "")
+
+
+async def _outcome(request: Awaitable[T]) -> T:
+    """The answer; the library's errors as ours, but for what the caller takes as an answer."""
+    from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
+
+    try:
+        return await request
+    except (AlreadyExistsError, FileNotFoundError):
+        raise
+    except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
+        raise StoreError(_text(error)) from error
+    except (BaseError, OSError) as error:
+        raise StoreUnreachable(_text(error)) from error
+
+
+def _text(error: Exception) -> str:
+    """The library's words, without its debug output, and without what follows a `?` in URLs: that may be a signature."""
+    first = str(error).partition("\n\nDebug source")[0]
+    told = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", first, re.DOTALL)
+    head = first.partition("<?xml")[0]
+    text = f"{head}{': '.join(part for part in told.groups() if part)}" if told else head
+    return re.sub(r"\?[^\s]*", "", " ".join(text.split()))[:_LONGEST_TEXT]
