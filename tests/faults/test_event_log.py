@@ -22,7 +22,7 @@ from cellos.eventlog.stored import Stored
 from cellos.eventlog.stream import ensure_stream
 from cellos.testing.nats_server import NatsServer
 
-SECONDS = 60.0
+SECONDS = 120.0
 WRITERS = 4
 MAX_BYTES = 64 << 20
 

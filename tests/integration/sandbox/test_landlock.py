@@ -48,7 +48,7 @@ def attempt(tmp_path: Path) -> Callable[[str], int | None]:
 
     def run(expression: str) -> int | None:
         argv = [sys.executable, "-c", PROGRAM, str(tmp_path / "in"), expression]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=True)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
         answer: list[Any] = json.loads(done.stdout)
         return answer[0]  # type: ignore[no-any-return]
 

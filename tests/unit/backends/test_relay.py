@@ -152,7 +152,7 @@ def play(
             ended = relay.watch(process, started=time.monotonic(), drain_seconds=drain_seconds)
         finally:
             relay.close()
-            thread.join(10)
+            thread.join(60)
         assert not thread.is_alive()
         return ended, relay.captured
 
@@ -167,7 +167,7 @@ def waiting_bytes(pipe: int) -> int:
 
 
 def until_ended(process: FakeProcess) -> None:
-    select.select([process.pidfd], [], [], 10)
+    select.select([process.pidfd], [], [], 60)
 
 
 # -- what is delivered ------------------------------------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_capture_has_a_cap_and_the_descriptor_gets_all(process: FakeProcess, pip
     order = command(stdout=Output(descriptor=pipe.writing, capture_bytes=PIPE_BYTES + 7), stderr=Output(capture_bytes=4))
     ended, (out, error, truncated) = play(process, order, lambda ends: write_all(ends[0], data))
     pipe.close_writing()
-    reader.join(10)
+    reader.join(60)
     assert ended == "exited"
     assert (out, error, truncated) == (data[: PIPE_BYTES + 7], b"", True)
     assert received == [data]
@@ -319,7 +319,7 @@ def test_a_slow_reader_gets_everything_after_the_end(process: FakeProcess, pipe:
     reader.start()
     ended, (_, _, truncated) = play(process, command(stdout=Output(descriptor=pipe.writing)), lambda ends: write_all(ends[0], data))
     pipe.close_writing()
-    reader.join(10)
+    reader.join(60)
     assert (ended, truncated) == ("exited", False)
     assert received == [data]
 
@@ -374,7 +374,7 @@ def sigpipe_of_a_real_command(order: Command) -> tuple[int, tuple[bytes, bytes, 
         try:
             relay.release_child_ends()
             relay.watch(Real(), started=time.monotonic(), drain_seconds=None)
-            return child.wait(10), relay.captured
+            return child.wait(60), relay.captured
         finally:
             os.close(pidfd)
 
@@ -438,7 +438,7 @@ def test_input_is_relayed_to_its_end(process: FakeProcess, pipe: Pipe) -> None:
     feeder = threading.Thread(target=feed)
     feeder.start()
     assert play(process, command(stdin=pipe.reading), script)[0] == "exited"
-    feeder.join(10)
+    feeder.join(60)
     assert received == [data]
 
 

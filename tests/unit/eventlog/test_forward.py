@@ -8,8 +8,11 @@ import time
 import pytest
 
 from cellos.errors import ConfigError, EventRefused, EventSinkError
-from cellos.eventlog.forward import NEVER_REACHED_SECONDS, Forwarder
+from cellos.eventlog.forward import Forwarder
 from cellos.eventlog.jetstream import PubAck
+
+LATE, EARLY = 120.0, 60.0
+"""Seconds after which something that needs no time has failed, and what takes less did not wait so long."""
 
 
 class FakeLink:
@@ -43,7 +46,7 @@ class FakeServer:
         self.gate.set()
 
     def connect(self, url: str, *, ca_file: str | None, timeout: float) -> FakeLink:
-        assert self.gate.wait(20)
+        assert self.gate.wait(LATE)
         if self.refuse_connections:
             self.refuse_connections -= 1
             raise EventSinkError("nats connect: refused")
@@ -87,7 +90,7 @@ def test_emit_never_waits_for_a_connection(server: FakeServer) -> None:
     sink.emit("a", b"1")
     assert sink.connected(0.0) == "nats connect: no answer within 0 s"
     server.gate.set()
-    assert sink.connected(20) is None
+    assert sink.connected(LATE) is None
     assert sink.finish() == ()
 
 
@@ -104,11 +107,11 @@ def test_a_lost_connection_is_made_anew_and_the_event_sent_again(server: FakeSer
 def test_a_server_that_was_never_there_costs_the_end_little(server: FakeServer) -> None:
     server.refuse_connections = 1_000_000
     sink = forwarder(server)
-    assert sink.connected(20) == "nats connect: refused"
+    assert sink.connected(LATE) == "nats connect: refused"
     sink.emit("a", b"1")
     began = time.monotonic()
-    [undelivered] = sink.finish(20)
-    assert time.monotonic() - began < NEVER_REACHED_SECONDS + 2
+    [undelivered] = sink.finish(LATE)
+    assert time.monotonic() - began < EARLY
     assert (undelivered.event_id, undelivered.line) == ("a", b"1")
     assert undelivered.error == "event sink: nats connect: refused"
 
@@ -119,16 +122,16 @@ def test_the_end_waits_for_the_first_connection(server: FakeServer) -> None:
     sink.emit("a", b"1")
     opened = threading.Timer(0.3, server.gate.set)
     opened.start()
-    assert sink.finish(20) == ()
+    assert sink.finish(LATE) == ()
     opened.join()
 
 
 def test_nothing_to_send_is_no_reason_to_wait(server: FakeServer) -> None:
     sink = forwarder(server)
-    assert sink.connected(20) is None
+    assert sink.connected(LATE) is None
     began = time.monotonic()
-    assert sink.finish(20) == ()
-    assert time.monotonic() - began < 2
+    assert sink.finish(LATE) == ()
+    assert time.monotonic() - began < EARLY
 
 
 def test_a_refused_event_comes_back_and_the_others_arrive(server: FakeServer) -> None:
@@ -136,7 +139,7 @@ def test_a_refused_event_comes_back_and_the_others_arrive(server: FakeServer) ->
     sink = forwarder(server)
     for event_id in ("a", "large", "b"):
         sink.emit(event_id, event_id.encode())
-    [undelivered] = sink.finish()
+    [undelivered] = sink.finish(LATE)
     assert (undelivered.event_id, undelivered.error) == ("large", "event sink: jetstream publish: too large")
     assert [event_id for event_id, _, _ in server.stored] == ["a", "b"]
 
@@ -147,8 +150,8 @@ def test_what_is_behind_an_event_that_is_not_taken_is_never_sent_before_it(serve
     for event_id in ("a", "b", "c"):
         sink.emit(event_id, event_id.encode())
     began = time.monotonic()
-    undelivered = sink.finish(20)
-    assert time.monotonic() - began < 5  # the server says no: there is nothing to wait for
+    undelivered = sink.finish(LATE)
+    assert time.monotonic() - began < EARLY  # the server says no: there is nothing to wait for
     assert [event.event_id for event in undelivered] == ["b", "c"]
     assert undelivered[0].error == "event sink: jetstream publish: stream is full"
     assert "c" not in server.tries
@@ -167,7 +170,7 @@ def test_after_the_end_nothing_is_taken(server: FakeServer) -> None:
 def test_closing_gives_up_what_is_queued(server: FakeServer) -> None:
     server.refuse_connections = 1_000_000
     sink = forwarder(server)
-    assert sink.connected(20) is not None
+    assert sink.connected(LATE) is not None
     sink.emit("a", b"1")
     sink.close()
     assert [event.event_id for event in sink.finish()] == ["a"]
@@ -175,7 +178,7 @@ def test_closing_gives_up_what_is_queued(server: FakeServer) -> None:
 
 def test_a_url_that_cannot_be_read_is_told(server: FakeServer) -> None:
     sink = Forwarder("ftp://h", "subject")
-    failure = sink.connected(20)
+    failure = sink.connected(LATE)
     sink.close()
     assert failure is not None
     assert "NATS_URL: the scheme 'ftp' is not known" in failure
@@ -186,9 +189,9 @@ def test_whatever_goes_wrong_in_the_thread_leaves_the_events_undelivered() -> No
         raise RuntimeError("out of luck")
 
     sink = Forwarder("nats://h", "subject", connect=broken)
-    assert sink.connected(20) == "RuntimeError: out of luck"
+    assert sink.connected(LATE) == "RuntimeError: out of luck"
     sink.emit("a", b"1")
-    [undelivered] = sink.finish()
+    [undelivered] = sink.finish(LATE)
     assert undelivered.error == "RuntimeError: out of luck"
 
 
@@ -197,5 +200,5 @@ def test_a_config_error_of_the_connection_counts_as_a_failed_one() -> None:
         raise ConfigError("no such thing")
 
     sink = Forwarder("nats://h", "subject", connect=broken)
-    assert sink.connected(20) == "no such thing"
+    assert sink.connected(LATE) == "no such thing"
     sink.close()

@@ -83,7 +83,7 @@ def test_a_killed_holder_gives_its_ids_back(tmp_path: Path) -> None:
         "import os, sys; from cellos.sandbox.hostids import HostIds; ids = HostIds(first=100, count=2, directory=sys.argv[1]);"
         "kept = [ids.acquire(), ids.acquire()]; os.kill(os.getpid(), 9)"
     )
-    subprocess.run([sys.executable, "-c", take_and_die, str(tmp_path)], timeout=20, check=False)
+    subprocess.run([sys.executable, "-c", take_and_die, str(tmp_path)], timeout=60, check=False)
     assert sorted(os.listdir(tmp_path)) == ["100", "101"]
     ids = HostIds(first=100, count=2, directory=str(tmp_path))
     taken = [ids.acquire(), ids.acquire()]
