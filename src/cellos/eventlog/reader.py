@@ -202,7 +202,7 @@ class Reader:
 
 def patience(attempt: int) -> float:
     """Seconds to wait for an answer after `attempt` failures: while a cluster elects a leader nobody answers, and soon somebody will."""
-    return min(CONNECT_SECONDS, float(1 << min(attempt, 10)))
+    return min(CONNECT_SECONDS, 1 + attempt / 2)
 
 
 def pull_bytes(max_payload: int) -> int:

@@ -252,8 +252,10 @@ class WorkQueue:
         if found is not None:
             found.left = 0
         description = (message.headers or {}).get("Description", "")
-        if status == "503" or (status == "409" and "Exceeded" not in description):
-            self._failure = f"{STREAM}: {description or 'there is no such consumer'}"
+        if status == "503":  # what nats-py calls its description is other headers
+            self._failure = f"{STREAM}: nobody gives work; the consumer is gone, or its leader"
+        elif status == "409" and "Exceeded" not in description:
+            self._failure = f"{STREAM}: {description}"
 
     def _begin_anew(self, why: str) -> None:
         self._pulls.clear()

@@ -5,17 +5,18 @@ A member can be killed, paused and started again like any `NatsServer`; the othe
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 from nats.aio.client import Client
 
 from cellos.eventlog.api import STREAM, ask
-from cellos.testing.nats_server import NatsServer, reserve_port
+from cellos.testing.nats_server import START_SECONDS, NatsServer, reserve_port
 
 
 class NatsCluster:
-    """Use with `with`, or `start` and `stop`. Members elect their leaders after the start: who comes at once has to try again."""
+    """Use with `with`, or `start` and `stop`. Streams have leaders of their own: who comes while one is elected has to try again."""
 
     def __init__(self, directory: str, *, size: int = 3) -> None:
         ports = {f"n{number}": reserve_port(self) for number in range(1, size + 1)}
@@ -41,10 +42,15 @@ class NatsCluster:
         self.stop()
 
     def start(self) -> None:
-        """All members."""
+        """All members, and wait until they have a leader, without whom no question is answered."""
         try:
             with ThreadPoolExecutor(len(self.members)) as threads:
                 list(threads.map(NatsServer.start, self.members.values()))
+            deadline = time.monotonic() + START_SECONDS
+            while not all("metadata leader" in member.log for member in self.members.values()):
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"no leader within {START_SECONDS:g} s: {next(iter(self.members.values())).log[-2000:]}")
+                time.sleep(0.02)
         except BaseException:
             self.stop()
             raise
