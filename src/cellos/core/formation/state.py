@@ -86,8 +86,8 @@ class FormationState:
         """How many members wait to be tried again, or were asked for again and have not started."""
         self._announced: dict[str, int] = {}
         self._steps: list[_Step] = []
-        self._early: list[tuple[Attempt, int, str, Event, int | None]] = []
-        """What came before `created`."""
+        self._early: dict[int, tuple[Attempt, int, str, Event, int | None]] = {}
+        """What came before `created`, by sequence."""
 
     @property
     def terminal(self) -> bool:
@@ -125,8 +125,8 @@ class FormationState:
         if attempt is None or attempt.formation_id != self.id:
             return False
         if self.created_ms is None:
-            self._early.append((attempt, sequence, subject, event, stored_ns))
-            return True
+            early = (attempt, sequence, subject, event, stored_ns)
+            return self._early.setdefault(sequence, early) is early
         return self._apply_attempt(attempt, sequence, subject, event, stored_ns)
 
     def _apply_step(self, step: _Step, event: Event, stored_ns: int | None) -> bool:
@@ -198,8 +198,8 @@ class FormationState:
                 self.members[id].dependents.append(member)
         for member in self.order:
             self._relist(member)
-        early, self._early = self._early, []
-        for each in early:
+        early, self._early = self._early, {}
+        for each in early.values():
             self._apply_attempt(*each)
 
     def _apply_attempt(self, attempt: Attempt, sequence: int, subject: str, event: Event, stored_ns: int | None) -> bool:
