@@ -100,7 +100,8 @@ class Lives:
                 self._silence.deaf()
                 await asyncio.sleep(self._silence.pause)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wanted.wait(), self._silence.pause)
+                async with asyncio.timeout(self._silence.pause):
+                    await self._wanted.wait()
 
     async def _look(self) -> None:
         entries = await self._leases.entries()

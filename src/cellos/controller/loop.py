@@ -44,7 +44,7 @@ LONGEST_RETREAT_MS = 250
 """How long a controller that came second leaves a formation to the one that came first."""
 RETURN_MS = 5_000
 """After this, a write that did not come back through the log is no longer waited for."""
-LONGEST_WAIT_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 1.0
 WRITES_AT_ONCE = 24
 """Of all formations. The log takes 50 batches at once."""
 CONSIDERED_AT_ONCE = 50
