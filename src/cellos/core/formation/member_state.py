@@ -84,6 +84,7 @@ class MemberState:
         "_attempts",
         "_dispatch_sequence",
         "_failures",
+        "_is_blocked_by_failure",
         "_losses",
         "_settled",
         "blocked_by",
@@ -109,7 +110,7 @@ class MemberState:
         self.final: Final | None = None
         """How it ended, once nothing can change that any more."""
         self.stopped = False
-        """It ended because the formation is being cancelled."""
+        """It did not succeed because the formation is being cancelled, and for no other reason."""
         self.ever_started = False
         self.not_before_ms = 0
         """It is not tried again before, in milliseconds since 1970."""
@@ -117,6 +118,8 @@ class MemberState:
         """How many members of its `after` have not succeeded yet."""
         self.blocked_by: tuple[int, str] | None = None
         """Of the members of its `after` that failed for good, place and id of the first in the document."""
+        self._is_blocked_by_failure = False
+        """Whether one of those failed otherwise than by the cancelling."""
         self.dependents: list[MemberState] = []
         self._attempts: list[AttemptState] = []
         self._settled = 0
@@ -218,8 +221,14 @@ class MemberState:
                 return
             self._settled += 1
             self._count(attempt)
-        if self.final is None and self.blocked_by is not None and not self._attempts:
-            self.final = "skipped"
+        if self.final in (None, "skipped") and self.blocked_by is not None and not self._attempts:
+            self.final, self.stopped = "skipped", not self._is_blocked_by_failure
+
+    def block(self, other: MemberState) -> None:
+        """One that it waits for will never succeed."""
+        place = (other.index, other.id)
+        self.blocked_by = place if self.blocked_by is None else min(self.blocked_by, place)
+        self._is_blocked_by_failure |= not other.stopped
 
     def _count(self, attempt: AttemptState) -> None:
         member = self.member

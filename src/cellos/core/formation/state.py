@@ -242,16 +242,16 @@ class FormationState:
         changed = [first]
         while changed:
             member = changed.pop()
-            before = member.final
+            before = member.final, member.stopped
             member.settle()
             self._relist(member)
-            if member.final is None or before is not None:
+            if member.final is None or before == (member.final, member.stopped):
                 continue
             for other in member.dependents:
                 if member.final == "succeeded":
                     other.unmet -= 1
                 else:
-                    other.blocked_by = min(other.blocked_by or (member.index, member.id), (member.index, member.id))
+                    other.block(member)
                 changed.append(other)
 
     def _relist(self, member: MemberState) -> None:
