@@ -20,6 +20,7 @@ from websockets.server import ServerProtocol
 from cellos.core.problem import problem
 from cellos.server.hub import CloseReason, Frame, text_frame
 from cellos.server.replies import CORS
+from cellos.server.requests import BODY_CAME
 
 OUTLET = "cellos.outlet"
 HANDSHAKE = "cellos.handshake"
@@ -146,6 +147,10 @@ class HeadProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        cast("dict[str, Any]", self.scope)[BODY_CAME] = True
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """A problem. Whether the token was right cannot be known."""

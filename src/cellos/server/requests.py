@@ -11,6 +11,8 @@ from cellos.core.problem import problem, problem_of_status
 from cellos.server.replies import Header, Refused
 
 BODY_SECONDS = 30.0
+BODY_CAME = "cellos.body_came"
+"""In the scope of a request whose body is all there: nothing has to be waited for."""
 _CLOSE: tuple[Header, ...] = ((b"connection", b"close"),)  # the rest of the body is not worth reading
 _HEX = "[0-9a-fA-F]"
 _HYPHENATED = f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}"
@@ -26,24 +28,30 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     length = header(scope, b"content-length")
     if length is not None and length.isdigit() and int(length[:20]) > limit:
         raise _too_large()
-    parts: list[bytes] = []
-    size = 0
+    if BODY_CAME in scope:
+        return await _read(receive, limit)
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Gone
-                part: bytes = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise _too_large()
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return b"".join(parts)
+            return await _read(receive, limit)
     except TimeoutError:
         text = f"the request body did not arrive within {BODY_SECONDS:g} s"
         raise Refused(problem_of_status(408, text), headers=_CLOSE) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large()
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 def _too_large() -> Refused:
