@@ -3,15 +3,19 @@
 A `console` block holds lines `$ command`; `# exits N` at the end of one promises that exit code, else 0. The blocks of a page are run in
 order in one directory that holds nothing but the examples. Lines that set the project up (`scripts/…`) are left out.
 
-Where the host has no control group for us, the commands run as docs/how-to/migrate.md says: in the profile `portable`.
+Where the host has no control group for us, the commands run as docs/how-to/migrate.md says: in the profile `portable`. A page that says
+`<!-- while: cellos up -->` has its commands run while there is one.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from _pytest.mark import ParameterSet
 
 ROOT = Path(__file__).parents[2]
 ISOLATING = re.compile(r"\bcellos run\b(?!.*--print-spec)|\bcellos-supervisor\b|\bcellos doctor\b")
+CONTROL_PLANE = "<!-- while: cellos up -->"
 
 
 def commands(page: Path) -> list[tuple[str, int]]:
@@ -38,7 +43,7 @@ def pages() -> list[ParameterSet]:
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         lines = commands(page)
         if lines:
-            isolating = any(ISOLATING.search(command) for command, _ in lines)
+            isolating = CONTROL_PLANE in page.read_text() or any(ISOLATING.search(command) for command, _ in lines)
             found.append(pytest.param(page, marks=[pytest.mark.linux_backend] * isolating, id=str(page.relative_to(ROOT))))
     return found
 
@@ -60,6 +65,23 @@ def place(tmp_path: Path) -> Path:
     return work
 
 
+@contextmanager
+def control_plane(page: Path, place: Path, environment: dict[str, str]) -> Iterator[None]:
+    """`cellos up`, if the page needs it."""
+    if CONTROL_PLANE not in page.read_text():
+        yield
+        return
+    call = [place.parent / "bin/cellos", "up", "--json", "--bind", "127.0.0.1:0"]
+    with subprocess.Popen(call, cwd=place, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["server"]
+            yield
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
+
+
 @pytest.mark.parametrize("page", pages())
 def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, doctor: Any) -> None:
     environment = {
@@ -71,16 +93,21 @@ def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, doctor: Any
     }
     if not doctor.rows["limit memory"]["ok"]:
         environment["CELLOS_DEPLOYMENT_PROFILE"] = "portable"
-    for command, promised in commands(page):
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=place,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == promised, f"$ {command}\n{done.stdout}{done.stderr}"
-        assert "Traceback" not in done.stderr
+    with control_plane(page, place, environment):
+        for command, promised in commands(page):
+            run(command, promised, place, environment)
+
+
+def run(command: str, promised: int, place: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=place,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == promised, f"$ {command}\n{done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr

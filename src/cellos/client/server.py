@@ -54,8 +54,8 @@ _END = (1 << 63) - 1
 _PING_SECONDS = 25.0
 _CLOSE_SECONDS = 1.0
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0
-_SHORTEST_LOOK, _LONGEST_LOOK, _LOOK_PART = 0.1, 2.0, 10.0
-"""Seconds between two looks at a formation: ten times what the last one took, within these."""
+_SHORTEST_LOOK, _LONGEST_LOOK, _LOOK_PART = 0.1, 2.0, 3.0
+"""Seconds between two looks at a formation: three times what the last one took, within these."""
 _FOREVER_MS = 1 << 40
 SILENCE_SECONDS = 60.0
 """A server that follows output says something every few seconds."""
