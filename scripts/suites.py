@@ -1,15 +1,30 @@
-"""Run pytest and count by suite: what passed, what was skipped and why. A suite is a directory of tests/."""
+"""Run pytest and count by suite: what passed, what was skipped and why. A suite is a directory of tests/.
+
+    suites.py [-j N] [ARGUMENT OF PYTEST]…
+
+With `-j` up to N suites run beside each other, each in a process of its own, then those tests of all of them that carry the marker `alone`.
+Other options than -q, -v, --durations=N and --ignore=PATH are for one process, in which everything runs.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
+import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
 import pytest
 
 SUITES = ("unit", "contract", "integration", "acceptance", "faults")
+LONGEST_FIRST = ("acceptance", "integration", "unit", "faults", "contract")
+REPORT = "--report="
+"""Of a process of ours: where to leave its tally."""
 
 
 @dataclass(kw_only=True)
@@ -41,6 +56,18 @@ class Tally:
         if report.failed:
             self.ran[report.nodeid] = 0.0
             self.failed.add(report.nodeid)
+
+    def save(self, path: str) -> None:
+        with open(path, "w") as file:
+            json.dump([sorted(self.failed), self.skipped, self.ran], file)
+
+    def add(self, path: str) -> None:
+        """What another one has saved."""
+        with open(path) as file:
+            failed, skipped, ran = json.load(file)
+        self.failed.update(failed)
+        self.skipped.update(skipped)
+        self.ran.update(ran)
 
     def suites(self) -> dict[str, Suite]:
         found: defaultdict[str, Suite] = defaultdict(Suite)
@@ -80,9 +107,47 @@ def summary(suites: dict[str, Suite]) -> list[str]:
     return [*lines, f"{passed} passed, {failed} failed, {skipped} skipped"]
 
 
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]] | None:
+    """The places of tests and the options; None where the options ask for one process."""
+    places = [each for each in arguments if os.path.exists(each.partition("::")[0])]
+    options = [each for each in arguments if each not in places]
+    if not all(each in {"-q", "-v"} or each.startswith(("--durations=", "--ignore=")) for each in options):
+        return None
+    return places or [place for place in (f"tests/{suite}" for suite in LONGEST_FIRST) if os.path.isdir(place)], options
+
+
+def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str], count: int) -> int:
+    """The exit code: the first that is not 0."""
+    with tempfile.TemporaryDirectory(prefix="cellos-suites-") as directory:
+
+        def run(number: int, *arguments: str) -> int:
+            report = f"{directory}/{number}"
+            command = [sys.executable, __file__, REPORT + report, "-p", "no:cacheprovider", *options, *arguments]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            sys.stdout.write(f"\n== {' '.join(arguments)}\n{done.stdout.decode(errors='replace')}")
+            sys.stdout.flush()
+            if os.path.exists(report):
+                tally.add(report)
+                return 0 if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED else done.returncode
+            return done.returncode or 1
+
+        with ThreadPoolExecutor(count) as pool:
+            codes = list(pool.map(lambda pair: run(pair[0], "-m", "not alone", pair[1]), enumerate(places)))
+        codes.append(run(len(places), "-m", "alone", *places))
+    return next((code for code in codes if code), 0 if tally.ran else int(pytest.ExitCode.NO_TESTS_COLLECTED))
+
+
 def main(arguments: list[str]) -> int:
     tally = Tally()
-    code = int(pytest.main(arguments, plugins=[tally]))
+    if arguments[:1] and arguments[0].startswith(REPORT):
+        code = int(pytest.main(arguments[1:], plugins=[tally]))
+        tally.save(arguments[0].removeprefix(REPORT))
+        return code
+    count = 1
+    if arguments[:1] == ["-j"]:
+        count, arguments = int(arguments[1]), arguments[2:]
+    shares = split(arguments) if count > 1 else None
+    code = beside_each_other(tally, *shares, count) if shares else int(pytest.main(arguments, plugins=[tally]))
     print("", *summary(tally.suites()), sep="\n", flush=True)
     return code or int(bool(tally.failed))
 

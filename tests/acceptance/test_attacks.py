@@ -320,6 +320,7 @@ def test_writing_through_a_shown_directory(outside: Callable[..., Any], inside: 
     assert inside("files", "write_back", f"{shown}/file", options=options) == {f"{shown}/file": "EROFS"}
 
 
+@pytest.mark.alone
 def test_writing_to_proc_sys(outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
     """Root writes what is there already. An ordinary user may write to the part of a user namespace of his own, which a cell has too."""
     mine = "/proc/sys/user/max_user_namespaces"

@@ -127,6 +127,7 @@ def test_core_dump(yard: str, outside: Callable[..., Any], inside: Callable[...,
     assert inside("resources", "dump_core", "/work") == {"raised": False, "signal": signal.SIGABRT, "dumped": False, "files": []}
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not ROOT, reason="only root can set the handler of core dumps")
 def test_handler_of_core_dumps(yard: str, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
     """The handler runs as root of the host, and is fed by who crashed: it must not even start."""

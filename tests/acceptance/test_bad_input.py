@@ -386,6 +386,7 @@ def test_limits_of_the_caller_hold_in_the_cell(commands: Any) -> None:
     assert (report["isolation"]["limits"]["openFiles"], report["isolation"]["limits"]["fileBytes"]) == (256, 1 << 20)
 
 
+@pytest.mark.alone
 @pytest.mark.linux_backend(user_may_skip="the handler of core dumps is for root to set")
 @pytest.mark.skipif(not ROOT, reason="the handler of core dumps is for root to set")
 def test_a_core_dump_handler_that_nothing_holds_is_told(commands: Any) -> None:

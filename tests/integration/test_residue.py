@@ -136,6 +136,7 @@ def test_a_process_in_a_namespace_of_the_cell(cell: LinuxCell) -> None:
     assert len(details(left, "namespace")) == len(entered)
 
 
+@pytest.mark.alone
 @only_root
 def test_a_namespace_that_is_bound_to_a_file(cell: LinuxCell, tmp_path: Path) -> None:
     """It lives on without any process."""
@@ -171,6 +172,7 @@ syscalls.attach_mount(tree, sys.argv[2])
 """
 
 
+@pytest.mark.alone
 @only_root
 @pytest.mark.parametrize("name", ["plain", "with a blank"])
 def test_the_work_directory_mounted_elsewhere(idle: LinuxCell, tmp_path: Path, name: str) -> None:
@@ -178,7 +180,7 @@ def test_the_work_directory_mounted_elsewhere(idle: LinuxCell, tmp_path: Path, n
     cell, mounts = idle, idle.cloned.namespaces["mnt"]
     place = tmp_path / name
     place.mkdir()
-    subprocess.run([sys.executable, "-c", STEAL, str(mounts), str(place)], pass_fds=[mounts], timeout=20, check=True)
+    subprocess.run([sys.executable, "-c", STEAL, str(mounts), str(place)], pass_fds=[mounts], timeout=60, check=True)
     try:
         assert place.is_mount()
         left = cell.destroy()

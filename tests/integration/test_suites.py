@@ -21,7 +21,7 @@ GOOD = {"primitive": "user-namespace", "ok": True, "detail": "", "cure": ""}
 NO_CGROUP = {"primitive": "memory-cgroup", "ok": False, "detail": "not writable", "cure": "run as root"}
 NO_NAMESPACE = {"primitive": "user-namespace", "ok": False, "detail": "refused", "cure": "set a sysctl"}
 
-Run = Callable[[str, str, object], tuple[int, list[str]]]
+Run = Callable[..., tuple[int, list[str]]]
 
 CAN = {"ok": True, "rows": [GOOD, NO_CGROUP]}
 CANNOT = {"ok": False, "rows": [NO_NAMESPACE, NO_CGROUP]}
@@ -38,14 +38,19 @@ def run(tmp_path: Path) -> Run:
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copy(ROOT / "tests/conftest.py", tmp_path / "tests")
 
-    def run(suite: str, text: str, doctor: object) -> tuple[int, list[str]]:
+    def run(suite: str, text: str, doctor: object, *options: str) -> tuple[int, list[str]]:
         (package / "main.py").write_text(f"def main():\n    print({json.dumps(doctor)!r})\n")
         (tmp_path / "tests" / suite).mkdir()
-        (tmp_path / "tests" / suite / "test_it.py").write_text("import pytest\n\n\n" + text)
+        (tmp_path / "tests" / suite / "test_it.py").write_text("import os, pytest\n\n\n" + text)
         done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts/suites.py"), "-q", "-p", "no:cacheprovider"],
+            [sys.executable, str(ROOT / "scripts/suites.py"), *(options or ("-q", "-p", "no:cacheprovider"))],
             cwd=tmp_path,
-            env={"PYTHONPATH": str(tmp_path / "package"), "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={
+                "PYTHONPATH": str(tmp_path / "package"),
+                "PATH": "/usr/bin:/bin",
+                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # half of the time would go there
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -62,6 +67,30 @@ def test_counts_by_suite_and_closes_with_one_plain_line(run: Run) -> None:
     assert lines[-1] == "1 passed, 1 failed, 1 skipped"
     assert "    skipped 1: moon" in lines
     assert any(line.split()[:7] == ["unit", "1", "passed", "1", "failed", "1", "skipped"] for line in lines)
+
+
+def test_suites_beside_each_other_are_counted_as_one_run(run: Run, tmp_path: Path) -> None:
+    """What is to be alone comes after everything else, in a process of its own."""
+    log = tmp_path / "log"
+    note = f"def note(name):\n    with open({str(log)!r}, 'a') as file:\n        print(name, os.getpid(), file=file)\n\n\n"
+    alone = "@pytest.mark.alone\ndef test_a(): note('alone')\n\n\n"
+    (tmp_path / "tests/acceptance").mkdir()
+    (tmp_path / "tests/acceptance/test_other.py").write_text(
+        f"import os, pytest\n\n\n{note}{alone}def test_b(): pytest.skip('moon')\n\n\ndef test_c(): assert not 1\n"
+    )
+    code, lines = run("unit", note + alone + "def test_b(): note('unit')\n", CAN, "-j", "2", "-q")
+    assert code == 1
+    assert lines[-1] == "3 passed, 2 failed, 0 skipped"
+    assert any("says that this host can isolate" in line and "moon" in line for line in lines)
+    for words in ("unit 2 passed 0 failed 0 skipped", "acceptance 1 passed 2 failed 0 skipped"):
+        assert any(line.split()[:7] == words.split() for line in lines), words
+    (first, one), (second, other), (third, again) = (line.split() for line in log.read_text().splitlines())
+    assert ([first, second, third], one != other, other == again) == (["unit", "alone", "alone"], True, True)
+
+
+def test_a_process_that_dies_is_a_failure(run: Run) -> None:
+    code, lines = run("unit", "def test_a(): os._exit(0)\n", CAN, "-j", "2")
+    assert (code, lines[-1]) == (1, "0 passed, 0 failed, 0 skipped")
 
 
 def test_a_failing_teardown_is_one_failed_test(run: Run) -> None:

@@ -258,6 +258,7 @@ def test_a_store_without_room_can_still_be_read(tmp_path: Path, open_log: Open, 
     run(test())
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
 def test_no_space_left_on_the_device(tmp_path: Path, open_log: Open, run: Run, until: Any) -> None:
     disk = tmp_path / "disk"
