@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from cellos.controller import config as controller_config
 from cellos.node import config as node_config
 from cellos.server import config, hub, routes
 from cellos.supervisor.variables import tables
@@ -18,6 +19,7 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("server.md", "routes", routes.table),
     ("server.md", "variables", config.table),
     ("server.md", "close codes", hub.close_table),
+    ("controller.md", "variables", controller_config.table),
     ("node.md", "variables", node_config.table),
     ("node.md", "without effect", node_config.without_effect),
 )

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from cellos.artifacts.targets import open_targets
+from cellos.controller.config import VARIABLES as CONTROLLER_VARIABLES
 from cellos.core import events, observations
 from cellos.core.documents import CellSpec, Identity, parse_execution_cell
 from cellos.core.events import Draft, RunIdentity
@@ -116,8 +117,8 @@ def test_the_index_names_every_page() -> None:
 # ---------------------------------------------------------------- variables
 
 VARIABLES = {variable.name: variable for section in SECTIONS for variable in section.variables}
-OF_DAEMONS = {row.name for row in (*SERVER_VARIABLES, *NODE_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)}
-"""Listed at other pages: docs/reference/server.md, node.md."""
+OF_DAEMONS = {row.name for row in (*SERVER_VARIABLES, *CONTROLLER_VARIABLES, *NODE_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)}
+"""Listed at other pages: docs/reference/server.md, controller.md, node.md."""
 NAME = re.compile(r"\b(?:CELLOS|CELL_OS|NATS|ACTIONS|RUST)_[A-Z0-9_]+|\b(?:HTTPS?|NO)_PROXY\b")
 NO_VARIABLES = {
     "CELLOS_EVENTS",  # these four are names of streams

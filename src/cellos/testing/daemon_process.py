@@ -44,6 +44,7 @@ class DaemonProcess:
 
     def launch(self) -> None:
         """Start, without waiting."""
+        assert self._process is None or self._process.poll() is not None, "it runs already"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELLOS_", "RUST_LOG"))}
         command = [sys.executable, "-W", "error", "-m", self.module]
         self._lines, self._ended = [], False
@@ -124,3 +125,10 @@ class NodeProcess(DaemonProcess):
 
     module = "cellos.node.main"
     ready = "cellos-node ready"
+
+
+class ControllerProcess(DaemonProcess):
+    """It needs no variables but the one that it has."""
+
+    module = "cellos.controller.main"
+    ready = "follows the log"
