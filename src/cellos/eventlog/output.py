@@ -238,7 +238,10 @@ async def read_output(
         heard.set()
 
     subject = PREFIX + run_id
-    subscription = await client.subscribe(NEWS_PREFIX + run_id, cb=hear) if follow else None
+    try:
+        subscription = await client.subscribe(NEWS_PREFIX + run_id, cb=hear) if follow else None
+    except (nats_errors.Error, OSError) as error:
+        raise LogUnreachable(f"{subject}: {without_prefix(error)}") from error
     try:
         while True:
             heard.clear()

@@ -101,7 +101,7 @@ class Story:
             formation_id=state.id,
             name=state.name,
             status=state.status or "",
-            reason=state.reason,
+            reason=state.reason or state.fault,
             cancelling=None if state.terminal else state.cancelling,
             created_at=self._created_at,
             ended_at=self._ended_at,

@@ -314,16 +314,33 @@ class TestAround:
             assert api.get(path, headers={"Authorization": "Bearer x"}).status_code == 401
             assert (api.request("HEAD", path).status_code, api.request("HEAD", path).content) == (200, b"")
 
-    def test_an_end_and_an_outage_end_what_follows(self, nats: Any, start: Any) -> None:
+    def test_a_log_that_was_made_anew_has_other_events(self, nats: Any, start: Any, log: Any) -> None:
+        api = start(nats.url)
+        call = {"json": {"name": "f", "coordinator": "a", "members": [member("a")]}, "headers": {"Idempotency-Key": "k"}}
+        formation = api.post("/v1/formations", **call).json()["id"]
+        with Crew(nats.url) as crew:
+            crew.run(formation, "a").start().end()
+            crew.phase(formation, "completed")
+            assert api.get(f"/v1/formations/{formation}/members").json()["status"] == "COMPLETED"
+            log.recreate()
+            api.until(f"/v1/formations/{formation}", lambda answer: answer.status_code == 404)
+            assert api.post("/v1/formations", **call).json()["id"] == formation
+            found = api.get(f"/v1/formations/{formation}/members").json()
+            assert (found["status"], found["members"][0]["phase"], found["cursor"]) == ("PENDING", "ready", 2)
+
+    def test_an_end_and_an_outage_end_what_follows(self, nats: Any, start: Any, log: Any, cell_event: Any) -> None:
         api = start(nats.url)
         formation = api.create(members=[member("a")])
         with Crew(nats.url) as crew:
             run = crew.run(formation, "a").start()
-        api.until(f"/v1/cells/{run.cell_id}", lambda answer: answer.status_code == 200)
+        log.write(("cellos.events.cells", cell_event("over")), ("cellos.events.cells", cell_event("over", "lifecycle.v1.destroyed")))
+        api.until("/v1/cells/over", lambda answer: answer.json().get("state") == "destroyed")
         url = f"{api.server.url}/v1/cells/{run.cell_id}/output?follow=1&format=ndjson"
         with api.client.stream("GET", url) as answer:
             nats.stop()
             assert answer.read() == b""
+        over = api.get("/v1/cells/over/output")
+        assert over.status_code == 503
         away = api.get(f"/v1/formations/{formation}/members")
         assert (away.status_code, away.headers["retry-after"]) == (503, "2")
         assert api.get(f"/v1/cells/{run.cell_id}/output").status_code == 503

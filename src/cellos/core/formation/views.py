@@ -70,7 +70,7 @@ class FormationView(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str = ""
     status: str = ""
     reason: str | None = None
-    """Of the last event that gave one."""
+    """Why it has its status; of one whose document nobody can run any more, why not."""
     cancelling: str | None = None
     created_at: str | None = None
     ended_at: str | None = None
