@@ -10,7 +10,6 @@ Pools and member ids may hold dots: in subjects each is one token in base32 (RFC
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
@@ -108,7 +107,7 @@ def text(value: str) -> str | None:
     """What `token` was made of; None where it is no such token."""
     try:
         found = base64.b32decode(value + "=" * (-len(value) % 8)).decode()
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return None
     # The last character has bits that mean nothing: only one way to set them is ours.
     return found if token(found) == value else None

@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellos.core.formation import Formation, Member, document_has_specs, parse_formation
+from cellos.core.formation.documents import read_formation
+from cellos.core.formation.options import FORMATION_OPTIONS, MEMBER_OPTIONS
 from cellos.errors import FormationRejected
 
 ROOT = Path(__file__).parents[4]
@@ -146,6 +148,7 @@ def test_structure_comes_before_specs_and_specs_before_narrowing() -> None:
         (FLAT, False),
         ({**FLAT, "members": [{"id": "a", "spec": None}]}, False),
         ({**FLAT, "members": [{"id": "a", "spec": SPEC}]}, True),
+        ({**FLAT, "members": [{"id": "a", "use": "x"}]}, True),
         ({"members": "x"}, False),
         ({"members": ["x"]}, False),
         ({}, False),
@@ -157,6 +160,46 @@ def test_specs_of_a_kept_document(document: object, has: bool) -> None:
     assert document_has_specs(document) is has
 
 
+def test_settings_of_a_formation() -> None:
+    members = [{"id": "a", "spec": SPEC}]
+    plain = parse({**FLAT, "members": members})
+    assert (plain.deadline_seconds, plain.on_disconnect) == (2_592_000, "kill")
+    given = parse({**FLAT, "members": members, "deadlineSeconds": 60, "onDisconnect": "finish"})
+    assert (given.deadline_seconds, given.on_disconnect) == (60, "finish")
+
+
+def test_narrowing_looks_at_what_a_template_says() -> None:
+    members = [{"id": "a", "spec": SPEC}, {"id": "b", "authorizedBy": "a", "use": "t"}]
+    wide = {"t": {**SPEC, "lifetime": {"ttlSeconds": 61}}}
+    assert refusal({**FLAT, "members": members, "templates": wide}).startswith(
+        "member 'b' exceeds its parent 'a': spec.lifetime.ttlSeconds '61'"
+    )
+    assert parse({**FLAT, "members": members, "templates": {"t": SPEC}}).has_specs
+
+
+def test_order_comes_between_specs_and_narrowing() -> None:
+    lead, wide = {"id": "a", "spec": SPEC}, {"id": "b", "authorizedBy": "a", "spec": {**SPEC, "lifetime": {"ttlSeconds": 61}}}
+    assert "retries" in refusal({**FLAT, "members": [lead | {"after": ["x"]}, wide | {"retries": "x"}]})
+    assert "no member" in refusal({**FLAT, "members": [lead | {"after": ["x"]}, wide]})
+
+
+@pytest.mark.parametrize("path", golden("valid"))
+def test_a_kept_document_is_read_as_it_was_admitted(path: Path) -> None:
+    admitted = parse_formation(path.read_bytes())
+    assert read_formation(admitted.document) == admitted
+
+
+def test_narrowing_was_judged_when_it_was_admitted() -> None:
+    members = [{"id": "a", "spec": SPEC}, {"id": "b", "authorizedBy": "a", "spec": {**SPEC, "lifetime": {"ttlSeconds": 61}}}]
+    assert read_formation({**FLAT, "members": members}).has_specs
+
+
+@pytest.mark.parametrize("document", [{}, {**FLAT, "members": []}, {**FLAT, "members": [{"id": "a", "use": "x"}]}, {**FLAT, "members": 1}])
+def test_a_kept_document_that_nobody_could_run(document: dict[str, Any]) -> None:
+    with pytest.raises(FormationRejected):
+        read_formation(document)
+
+
 # --- whatever comes ----------------------------------------------------------------------------------------------------------------------
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
@@ -166,7 +209,7 @@ VALUES = st.recursive(
     max_leaves=4,
 )
 TAKEN = {"name", "coordinator", "members", "apiVersion", "kind", "metadata", "spec"}
-MEMBER_KEYS = {"id", "name", "authorizedBy", "spec"}
+MEMBER_KEYS = {"id", "name", "authorizedBy", "spec", "use"}
 EXTRAS = st.dictionaries(TEXT.filter(lambda name: name not in TAKEN), VALUES, max_size=2)
 MEMBER_EXTRAS = st.dictionaries((TEXT | st.just("retries")).filter(lambda name: name not in MEMBER_KEYS), VALUES, max_size=2)
 METADATA = st.dictionaries(st.sampled_from(["labels", "annotations"]), st.dictionaries(TEXT, VALUES, max_size=2))
@@ -223,7 +266,9 @@ def test_mutated_documents_are_taken_or_refused_in_one_line(data: st.DataObject)
             case "remove" if parents:
                 del inner[last]
             case "add" if isinstance(inner[last], dict):
-                inner[last][data.draw(st.sampled_from(sorted(TAKEN | MEMBER_KEYS)))] = data.draw(VALUES)
+                inner[last][data.draw(st.sampled_from(sorted(TAKEN | MEMBER_KEYS | {*MEMBER_OPTIONS, *FORMATION_OPTIONS})))] = data.draw(
+                    VALUES
+                )
     refused: FormationRejected | None = None
     try:
         once = parse(value["root"])

@@ -60,8 +60,8 @@ def test_later_phases(phase: Phase) -> None:
     plain = phase_event(UUID, phase, name="demo", cell_count=2, **STAMP)
     assert (plain.type, plain.source) == (f"dev.cellos.events.cell.formation.v1.{phase}", UUID)
     assert plain.data == {"formationId": UUID, "formationName": "demo", "cellCount": 2, "failedCellIds": []}
-    full = phase_event(UUID, phase, name="demo", cell_count=2, failed_cell_ids=["b"], reason="why", **STAMP)
-    assert full.data == {**plain.data, "failedCellIds": ["b"], "reason": "why"}
+    full = phase_event(UUID, phase, name="demo", cell_count=2, failed_cell_ids=["b"], reason="why", dispatched=["a"], **STAMP)
+    assert full.data == {**plain.data, "failedCellIds": ["b"], "reason": "why", "dispatched": ["a"]}
 
 
 def test_nobody_creates_without_a_document() -> None:
@@ -111,6 +111,8 @@ def test_the_events_are_documented() -> None:
     data = {kind: re.findall(r"`(\w+)`", text) for kind, text in rows}
     formation = parse_formation(json.dumps(FLAT).encode())
     assert data["formation.v1.created"] == list(created(UUID, formation, idempotency_key="k", **STAMP).data)
-    assert data["formation.v1.launching"] == list(phase_event(UUID, "failed", name="n", cell_count=1, reason="r", **STAMP).data)
+    assert data["formation.v1.launching"] == list(
+        phase_event(UUID, "failed", name="n", cell_count=1, reason="r", dispatched=["a"], **STAMP).data
+    )
     assert data["name.v1.reserved"] == list(name_reserved(UUID, "n", **STAMP).data)
     assert {text for kind, text in rows if kind not in data.keys() - {f"formation.v1.{phase}" for phase in PHASES[2:]}} == {"the same"}

@@ -5,6 +5,7 @@ import pytest
 
 from cellos.core.documents import parse_execution_cell
 from cellos.core.formation.members import Member, cell_id, read_members
+from cellos.core.formation.options import Backoff
 from cellos.errors import FormationRejected
 
 SPEC: dict[str, Any] = {"run": {"argv": ["/bin/true"]}, "authority": {}, "lifetime": {"ttlSeconds": 60}}
@@ -28,6 +29,34 @@ def test_a_spec_is_that_of_an_execution_cell_without_its_id() -> None:
     cell = {"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": {"id": "a", **SPEC}}
     assert member.spec == parse_execution_cell(json.dumps(cell).encode()).spec
     assert cell_id("018f6f0e-0000-7000-8000-000000000001", "a") == "018f6f0e-0000-7000-8000-000000000001.a"
+
+
+def test_a_template_is_a_spec_with_a_name() -> None:
+    entries = [
+        {"id": "a", "use": "t"},
+        {"id": "b", "authorizedBy": "a", "spec": SPEC, "use": None},
+        {"id": "c", "authorizedBy": "a", "use": "t"},
+    ]
+    a, b, c = read_members(entries, {"t": SPEC})
+    assert (a.spec, b.spec, c.spec) == tuple(read_members([{"id": id, "spec": SPEC}])[0].spec for id in "abc")
+    assert a.body is c.body
+    assert a.body == b.body == SPEC
+
+
+def test_a_template_has_a_pool() -> None:
+    template = SPEC | {"placement": {"poolId": "gpu"}}
+    assert [member.pool for member in read_members([{"id": "a", "use": "t"}, {"id": "b", "spec": SPEC}], {"t": template})] == [
+        "gpu",
+        "default",
+    ]
+
+
+def test_options_of_a_member() -> None:
+    options = {"after": ["b"], "critical": False, "retries": 2, "onNodeLost": "retry", "backoff": {"maxMs": 5000}}
+    a, b = read_members([{"id": "a", "spec": SPEC, **options}, {"id": "b", "spec": SPEC}])
+    assert (a.after, a.critical, a.retries, a.on_node_lost, a.backoff) == (("b",), False, 2, "retry", Backoff(max_ms=5000))
+    assert (b.after, b.critical, b.retries, b.on_node_lost, b.backoff) == ((), True, 0, "fail", Backoff())
+    assert (a.most_attempts, b.most_attempts) == (13, 1)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellos.core.formation.structure import Link, refuse_structure
+from cellos.core.formation.structure import Link, refuse_order, refuse_structure
 from cellos.errors import FormationRejected
 
 
@@ -98,3 +98,59 @@ def test_cycles_are_always_found(data: st.DataObject, count: int) -> None:
         return
     how = "involving member" if lost[0] in walk(lost[0])[1:] else "on chain starting at"
     assert problem("0", *links) == ("cycle", f"authorizedBy cycle detected {how} '{lost[0]}'")
+
+
+# --- after ------------------------------------------------------------------------------------------------------------------------------
+
+
+def order_problem(after: dict[str, list[str]]) -> tuple[str, str] | None:
+    try:
+        refuse_order(after)
+    except FormationRejected as error:
+        return error.problem.type.removeprefix("/problems/"), error.text
+    return None
+
+
+@pytest.mark.parametrize("after", [{}, {"a": []}, {"a": ["b"], "b": []}, {"a": ["b", "c"], "b": ["c"], "c": []}])
+def test_orders_are_taken(after: dict[str, list[str]]) -> None:
+    assert order_problem(after) is None
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        ({"a": [], "b": ["a", "x"]}, ("bad-request", "member 'b' (members[1].after[1]): after names 'x', which is no member")),
+        (
+            {"fetch": ["fetsh"]},
+            ("bad-request", "member 'fetch' (members[0].after[0]): after names 'fetsh', which is no member; did you mean 'fetch'?"),
+        ),
+        ({"a": ["a"]}, ("formation/cycle", "after makes a circle: 'a' waits for 'a'")),
+        ({"z": ["a"], "a": ["b"], "b": ["a"]}, ("formation/cycle", "after makes a circle: 'a' waits for 'b', 'b' waits for 'a'")),
+        (
+            {"a": ["b"], "b": ["c"], "c": [], "d": ["e", "c"], "e": ["c", "d"]},
+            ("formation/cycle", "after makes a circle: 'd' waits for 'e', 'e' waits for 'd'"),
+        ),
+        ({"a": ["a"], "b": ["x"]}, ("bad-request", "member 'b' (members[1].after[0]): after names 'x', which is no member")),
+    ],
+)
+def test_no_order(after: dict[str, list[str]], expected: tuple[str, str]) -> None:
+    assert order_problem(after) == expected
+
+
+def test_a_long_circle_is_told_in_part() -> None:
+    found = order_problem({str(at): [str((at + 1) % 1000)] for at in range(1000)})
+    assert found is not None
+    assert found[1].startswith("after makes a circle: '0' waits for '1', '1' waits for '2', ")
+    assert found[1].endswith(", '5' waits for '6', and 994 more")
+
+
+@given(st.data(), st.integers(1, 6))
+def test_circles_are_always_found(data: st.DataObject, count: int) -> None:
+    ids = [str(number) for number in range(count)]
+    after = {id: data.draw(st.lists(st.sampled_from(ids), unique=True, max_size=2)) for id in ids}
+    done: set[str] = set()
+    while ready := {id for id in ids if id not in done and set(after[id]) <= done}:
+        done |= ready
+    found = order_problem(after)
+    assert (found is None) == (len(done) == count)
+    assert found is None or found[0] == "formation/cycle"
