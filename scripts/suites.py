@@ -2,19 +2,21 @@
 
     suites.py [-j N] [ARGUMENT OF PYTEST]…
 
-With `-j` up to N suites run beside each other, each in a process of its own, then those tests of all of them that carry the marker `alone`.
+With `-j` up to N processes run beside each other, each of them a suite, or half of a directory with many files; then those tests of all of
+them that carry the marker `alone`.
 Other options than -q, -v, --durations=N and --ignore=PATH are for one process, in which everything runs.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -23,6 +25,7 @@ import pytest
 
 SUITES = ("unit", "contract", "integration", "acceptance", "faults")
 LONGEST_FIRST = ("acceptance", "integration", "unit", "faults", "contract")
+MANY_FILES = 12
 REPORT = "--report="
 """Of a process of ours: where to leave its tally."""
 
@@ -116,6 +119,13 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]] | None:
     return places or [place for place in (f"tests/{suite}" for suite in LONGEST_FIRST) if os.path.isdir(place)], options
 
 
+def shares(places: Sequence[str], options: Sequence[str]) -> Iterator[list[str]]:
+    """What each process is given."""
+    for place in places:
+        files = [path for path in sorted(glob.glob(f"{glob.escape(place)}/test_*.py")) if f"--ignore={path}" not in options]
+        yield from (files[::2], files[1::2]) if len(files) >= MANY_FILES else ([place],)
+
+
 def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str], count: int) -> int:
     """The exit code: the first that is not 0."""
     with tempfile.TemporaryDirectory(prefix="cellos-suites-") as directory:
@@ -124,7 +134,7 @@ def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str
             report = f"{directory}/{number}"
             command = [sys.executable, __file__, REPORT + report, "-p", "no:cacheprovider", *options, *arguments]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-            sys.stdout.write(f"\n== {' '.join(arguments)}\n{done.stdout.decode(errors='replace')}")
+            sys.stdout.write(f"\n== {' '.join(arguments[1:])}\n{done.stdout.decode(errors='replace')}")
             sys.stdout.flush()
             if os.path.exists(report):
                 tally.add(report)
@@ -132,8 +142,8 @@ def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str
             return done.returncode or 1
 
         with ThreadPoolExecutor(count) as pool:
-            codes = list(pool.map(lambda pair: run(pair[0], "-m", "not alone", pair[1]), enumerate(places)))
-        codes.append(run(len(places), "-m", "alone", *places))
+            codes = list(pool.map(lambda pair: run(pair[0], "-m", "not alone", *pair[1]), enumerate(shares(places, options), 1)))
+        codes.append(run(0, "-m", "alone", *places))
     return next((code for code in codes if code), 0 if tally.ran else int(pytest.ExitCode.NO_TESTS_COLLECTED))
 
 
@@ -146,8 +156,8 @@ def main(arguments: list[str]) -> int:
     count = 1
     if arguments[:1] == ["-j"]:
         count, arguments = int(arguments[1]), arguments[2:]
-    shares = split(arguments) if count > 1 else None
-    code = beside_each_other(tally, *shares, count) if shares else int(pytest.main(arguments, plugins=[tally]))
+    given = split(arguments) if count > 1 else None
+    code = beside_each_other(tally, *given, count) if given else int(pytest.main(arguments, plugins=[tally]))
     print("", *summary(tally.suites()), sep="\n", flush=True)
     return code or int(bool(tally.failed))
 

@@ -88,6 +88,16 @@ def test_suites_beside_each_other_are_counted_as_one_run(run: Run, tmp_path: Pat
     assert ([first, second, third], one != other, other == again) == (["unit", "alone", "alone"], True, True)
 
 
+def test_a_directory_of_many_files_is_shared_out(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tests/contract").mkdir()
+    for number in range(13):
+        (tmp_path / f"tests/contract/test_{number:02}.py").write_text("def test_a(): pass\n")
+    code, lines = run("unit", "def test_a(): pass\n", CAN, "-j", "2", "-q", "--ignore=tests/contract/test_05.py")
+    assert (code, lines[-1]) == (0, "13 passed, 0 failed, 0 skipped")
+    first = next(line for line in lines if line.startswith("== not alone tests/contract/"))
+    assert first.split()[3:] == [f"tests/contract/test_{number:02}.py" for number in (0, 2, 4, 7, 9, 11)]
+
+
 def test_a_process_that_dies_is_a_failure(run: Run) -> None:
     code, lines = run("unit", "def test_a(): os._exit(0)\n", CAN, "-j", "2")
     assert (code, lines[-1]) == (1, "0 passed, 0 failed, 0 skipped")
