@@ -52,6 +52,7 @@ Examples:
   cellos run --timeout 30s --mem 512M -- ./job   limits, on top of those that always apply
   cellos events                                  the latest run, step by step, verified
   cellos up                                      a control plane: who reports there is seen in one place
+  cellos apply -f formation.yaml --wait          many cells that depend on each other, seen through
   cellos doctor                                  can this host hold cells?
 
 Each verb explains itself: cellos run --help.

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellos.cli import describe, progress
+from cellos.cli.group import UsageError, dispatch
 from cellos.cli.progress import Change, changes
 from cellos.cli.wait import is_reached, line, next_step, table
 from cellos.core.formation.runs import CLAIMED, DISPATCHED, VOID
@@ -248,3 +249,22 @@ def test_words_for_the_events_of_attempts() -> None:
     from cellos.cli.timeline import DESCRIBED
 
     assert {DISPATCHED, CLAIMED, VOID} <= set(DESCRIBED)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["wait", "formation", "x", "--for", "DONE"], "'DONE' is no status; there are PENDING, "),
+        (["wait", "formation", "x", "--timeout", "soon"], "'soon' is not a time above 0, like 30s"),
+        (["wait", "formation"], "missing argument 'NAME'"),
+        (["apply", "-f", "x", "--timeout", "1s"], "--timeout goes with --wait"),
+        (["logs"], "missing argument"),
+        (["logs", "x", "--stream", "both"], "'both' is not one of 'stdout', 'stderr'"),
+        (["describe", "pod", "x"], "no such command 'pod'"),
+        (["get", "nodes", "--state", "running"], "--state and --formation choose cells"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        dispatch(arguments, None)
+    assert text in str(refused.value)
