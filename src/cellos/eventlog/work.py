@@ -28,7 +28,8 @@ from cellos.eventlog.side_stream import NANO, ensure_side_stream
 STREAM = "CELLOS_WORK"
 MAX_AGE_SECONDS = 31 * 24 * 3600
 """Longer than a formation may take."""
-ACK_WAIT_SECONDS = 30
+ACK_WAIT_SECONDS = 5
+"""Work is answered when its claim is decided, which takes milliseconds: a node that has not done so by then is most likely gone."""
 """After which a message that nobody answered goes to another node."""
 PULL_SECONDS = 5.0
 """How long a pull stays with the server. A lost one is asked for again after that."""

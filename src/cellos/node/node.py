@@ -154,7 +154,9 @@ class Node:
             _log.error("work that nobody can do", extra={"fields": {"subject": item.subject, "error": str(error)}})
             await item.ack()
             return
-        if work.attempt in self._runs or self._cancelled.is_known(work.attempt.formation_id):
+        if work.attempt in self._runs and self._runs[work.attempt] is None:
+            await item.nak(FULL_SECONDS)  # twice, and not yet claimed: without a message nobody would take it if we died now
+        elif work.attempt in self._runs or self._cancelled.is_known(work.attempt.formation_id):
             await item.ack()  # a controller writes `void` in the place of the claim
         elif self._draining:
             await item.nak()
