@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -20,6 +21,7 @@ from cellos.core.evidence.verify import verify
 from cellos.core.formation.events import phase_event, subject_of
 from cellos.core.formation.runs import CLAIMED, Attempt, WorkClass, dispatched, run_subject, work_subject
 from cellos.core.ids import UUID_RANDOM_BYTES, rfc3339, uuid7
+from cellos.errors import EventLogError
 from cellos.eventlog.api import ask
 from cellos.eventlog.connect import Settings, connect
 from cellos.eventlog.leases import NODES, Lease, Leases, NodeLease, ensure_leases, read_node
@@ -144,12 +146,14 @@ class Log:
         return parse_event(found.data) if found is not None else None
 
     def until(self, question: Callable[[], T]) -> T:
-        """Ask again until the answer is true."""
+        """Ask again until there is an answer, and it is true."""
         deadline = time.monotonic() + SECONDS
-        while not (answer := question()):
+        while True:
+            with contextlib.suppress(EventLogError):
+                if answer := question():
+                    return answer
             assert time.monotonic() < deadline, "it did not come"
             time.sleep(0.02)
-        return answer
 
     def until_type(self, attempt: Attempt, kind: str) -> Event:
         """The first event of that type."""
@@ -266,6 +270,12 @@ def pool(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     assert node.stop() == 0
     left = [path for path in (nodes.place / "state").rglob("*") if path.is_file()]
     assert all(path.name in {"lock", "life"} or path.suffix == ".refused" for path in left), left
+
+
+@pytest.fixture(scope="session")
+def open_log() -> type[Log]:
+    """Of a server that a test does something to."""
+    return Log
 
 
 @pytest.fixture(scope="session")
