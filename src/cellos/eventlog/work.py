@@ -29,7 +29,7 @@ STREAM = "CELLOS_WORK"
 MAX_AGE_SECONDS = 31 * 24 * 3600
 """Longer than a formation may take."""
 ACK_WAIT_SECONDS = 5
-"""After which a message that nobody answered goes to another node. A claim is decided within milliseconds: who is silent is most likely gone."""
+"""After which a message that nobody answered goes to another node. A claim takes milliseconds: who is silent is most likely gone."""
 PULL_SECONDS = 5.0
 """How long a pull stays with the server. A lost one is asked for again after that."""
 _CHECK_SECONDS = 0.5
