@@ -126,7 +126,9 @@ class Claims:
         id = seen.id
         held = self._hold(id, claim.spec, claim.fault)
         progress = await self._progress(held)
-        held.epoch = max(*seen.leases, -1, progress.next_epoch) + 1 if seen.leases else progress.next_epoch + 1
+        # The epoch after the one that was seen to have ended, or the first one of an attempt, which its holder has to create, too: in both
+        # cases the key is new, and if somebody else came first, what was seen is no longer so.
+        held.epoch = max(max(seen.leases, default=-1) + 1, progress.next_epoch)
         lease = Lease(token=held.token, node=self.node, life=self.life, lease_ms=self.lease_ms, attempt=progress.attempt)
         if not await self._create(self.layout.lease(id, held.epoch), encode(lease), held):
             return None
@@ -169,8 +171,7 @@ class Claims:
         else:
             held.leased = True
             held.epochs.append(held.epoch)
-        if await self._sure(lambda: self.store.look(self.layout.lease(held.id, held.epoch + 1)), held) is not None:
-            held.lost = True
+        held.lost = await self._sure(lambda: self._is_over(held), held)
         self._guard(held)
         return True
 
@@ -179,9 +180,13 @@ class Claims:
         self._guard(held)
         asked = self.clock()
         await self.store.write(self.layout.lease(held.id, held.epoch), self._lease(held))
-        if await self.store.look(self.layout.lease(held.id, held.epoch + 1)) is not None:
-            held.lost = True
+        held.lost = await self._is_over(held)
         self._begin_anew(held, asked)
+
+    async def _is_over(self, held: Held) -> bool:
+        """Whether somebody took the claim over. Our own clock should have told before that; that of a machine that was frozen does not."""
+        next_one, receipt = self.layout.lease(held.id, held.epoch + 1), self.layout.receipt(held.id, held.attempt)
+        return await self.store.look(next_one) is not None or await self.store.look(receipt) is not None
 
     # -- ending
 
@@ -218,6 +223,8 @@ class Claims:
             await self._settled(held, result, held.spec)
         else:
             await self._sure(lambda: self.store.copy(pending, result), held)
+        if receipt.attempt > 1:  # what an earlier one left may still be there
+            await self._remove(held, self.layout.result(held.id, "failed" if receipt.outcome == "completed" else "completed"))
         await self._remove(held, pending)
         await self._clear(held)
 
