@@ -132,7 +132,7 @@ def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str
 
         def run(number: int, *arguments: str) -> int:
             report = f"{directory}/{number}"
-            command = [sys.executable, __file__, REPORT + report, "-p", "no:cacheprovider", *options, *arguments]
+            command = [sys.executable, __file__, REPORT + report, "-o", f"cache_dir={report}.cache", *options, *arguments]
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
             sys.stdout.write(f"\n== {' '.join(arguments[1:])}\n{done.stdout.decode(errors='replace')}")
             sys.stdout.flush()

@@ -43,12 +43,13 @@ def run(tmp_path: Path) -> Run:
         (tmp_path / "tests" / suite).mkdir()
         (tmp_path / "tests" / suite / "test_it.py").write_text("import os, pytest\n\n\n" + text)
         done = subprocess.run(
-            [sys.executable, str(ROOT / "scripts/suites.py"), *(options or ("-q", "-p", "no:cacheprovider"))],
+            [sys.executable, str(ROOT / "scripts/suites.py"), *(options or ("-q",))],
             cwd=tmp_path,
             env={
                 "PYTHONPATH": str(tmp_path / "package"),
                 "PATH": "/usr/bin:/bin",
                 "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTEST_ADDOPTS": f"-o 'cache_dir={tmp_path}/cache'",  # as scripts/test has it
                 "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # half of the time would go there
             },
             capture_output=True,
