@@ -44,7 +44,10 @@ LONGEST_RETREAT_MS = 250
 """How long a controller that came second leaves a formation to the one that came first."""
 RETURN_MS = 5_000
 """After this, a write that did not come back through the log is no longer waited for."""
+SET_ASIDE_MS = 60_000
+"""How long a formation is left alone that nothing could be decided about."""
 LONGEST_WAIT_SECONDS = 1.0
+MOST_STALE_TIMERS = 1_000
 WRITES_AT_ONCE = 24
 """Of all formations. The log takes 50 batches at once."""
 CONSIDERED_AT_ONCE = 50
@@ -197,6 +200,7 @@ class Controller:
             formation.news.append(stored)
             changed.add(formation_id)
         self._position = batch[-1].sequence
+        self._told = ""
         if changed and self._live:
             self._awake.set()
 
@@ -238,9 +242,17 @@ class Controller:
             for number, formation_id in enumerate(changed, 1):
                 found = self._formations.get(formation_id)
                 if found is not None:
-                    self._consider(found)
+                    self._consider_safely(found)
                 if number % CONSIDERED_AT_ONCE == 0:
                     await asyncio.sleep(0)
+
+    def _consider_safely(self, formation: _Formation) -> None:
+        try:
+            self._consider(formation)
+        except Exception:  # noqa: BLE001  # a fault of ours that one formation brings out must not stop the others
+            _log.exception("cannot decide about a formation", extra={"fields": {"formation": formation.state.id}})
+            formation.not_before_ms = self._now_ms() + SET_ASIDE_MS
+            self._wake_at(formation, formation.not_before_ms)
 
     def _consider(self, formation: _Formation) -> None:
         state = formation.state
@@ -279,7 +291,11 @@ class Controller:
     def _wake_at(self, formation: _Formation, due_ms: int) -> None:
         if formation.due_ms is None or due_ms < formation.due_ms:
             formation.due_ms = due_ms
-            heapq.heappush(self._timers, (due_ms, formation.state.id))
+            if len(self._timers) > MOST_STALE_TIMERS + 2 * len(self._formations):
+                self._timers = [(each.due_ms, name) for name, each in self._formations.items() if each.due_ms is not None]
+                heapq.heapify(self._timers)
+            else:
+                heapq.heappush(self._timers, (due_ms, formation.state.id))
             if self._timers[0][0] == due_ms:
                 self._awake.set()
 
@@ -329,8 +345,11 @@ class Controller:
                 case EventLogError():
                     failed = True
                     self._trouble(result.text)
-                case BaseException():
+                case asyncio.CancelledError():
                     raise result
+                case BaseException():
+                    failed = True
+                    _log.error("cannot write about a formation", exc_info=result, extra={"fields": {"formation": formation.state.id}})
         formation.losses = formation.losses + 1 if lost else 0
         formation.failures = formation.failures + 1 if failed else 0
         if lost:
