@@ -1,6 +1,6 @@
 """Formations: a tree of members with one coordinator, as a document, as a status, and as events."""
 
-from cellos.core.formation.documents import Formation, document_has_specs, parse_formation
+from cellos.core.formation.documents import Formation, document_has_specs, parse_formation, read_formation
 from cellos.core.formation.members import DEFAULT_POOL, Member, cell_id
 from cellos.core.formation.narrowing import PLATFORM_LIMITS
 from cellos.core.formation.transitions import (
@@ -31,5 +31,6 @@ __all__ = [
     "next_status",
     "parse_formation",
     "phase_of_request",
+    "read_formation",
     "status_of",
 ]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, get_args
 
 from cellos.core.documents import CellSpec
@@ -103,6 +104,7 @@ def token(value: str) -> str:
     return base64.b32encode(value.encode()).decode().rstrip("=")
 
 
+@lru_cache(maxsize=4096)  # base64 is written in Python, and a run has a dozen events
 def text(value: str) -> str | None:
     """What `token` was made of; None where it is no such token."""
     try:
