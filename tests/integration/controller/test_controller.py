@@ -228,7 +228,7 @@ def test_a_controller_may_die_between_any_two_writes(server: NatsServer, site: O
             while not survived:
                 for after in (False, True):
                     formation = await at.create(entries)
-                    controller = Controller(Config(id="c", host="h"), await at.connect())
+                    controller = Controller(Config(id="c", host="h"), at.client)
                     controller._acts._log = dying = DyingLog(controller._acts._log, at=number, after=after)  # type: ignore[assignment]
                     first = at.start(controller.run())
                     ending = asyncio.create_task(at.ended(formation))
@@ -237,7 +237,7 @@ def test_a_controller_may_die_between_any_two_writes(server: NatsServer, site: O
                     survived = not dead.done()
                     dead.cancel()
                     await at.stop(first)
-                    second = await at.controller()
+                    second = at.start(Controller(Config(id="c", host="h"), at.client).run())
                     assert (await ending).status == "FAILED"
                     await at.stop(second)
                 number += 1
