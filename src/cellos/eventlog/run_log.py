@@ -1,7 +1,7 @@
 """The events of one run on their way into the log: in order, each once, and none after somebody else closed the run.
 
-All events of a run go to one subject, each write expecting the one before it. What is added while a write is under way goes together in
-one atomic batch, whose first message carries the guard. While NATS is away, it tries again for ever; a write whose outcome is not known is
+All events of a run go to one subject, each write expecting the one before it. Where many wait (NATS was away), they go together in one
+atomic batch, whose first message carries the guard. While NATS is away, it tries again for ever; a write whose outcome is not known is
 settled before anything follows it. When the log has an event that is not ours where ours belongs, the publisher is refused: it takes
 nothing any more, and tells its owner, who has to end the run.
 """
@@ -17,6 +17,8 @@ from cellos.eventlog.batch import Message
 from cellos.eventlog.connect import pause
 from cellos.eventlog.log import EventLog
 
+MIN_GROUP_MESSAGES = 48
+"""An atomic batch costs a NATS server (2.12) as much processor time as 35 single writes; and it waits for the disk: 12 to 19 ms against 0.3."""
 MAX_GROUP_MESSAGES = 100
 MAX_GROUP_BYTES = 512 << 10
 
@@ -104,11 +106,12 @@ class RunPublisher:
 
     def _group(self) -> list[Message]:
         """What goes into the next write: the guard is on its first message."""
+        most = MAX_GROUP_MESSAGES if len(self._waiting) >= MIN_GROUP_MESSAGES else 1
         group: list[Message] = []
         size = 0
         for event_id, line in self._waiting:
             size += len(line)
-            if group and (size > MAX_GROUP_BYTES or len(group) == MAX_GROUP_MESSAGES):
+            if group and (size > MAX_GROUP_BYTES or len(group) == most):
                 break
             expected = None if group else self.last_sequence
             group.append(Message(subject=self.subject, payload=line, message_id=event_id, expected_last=expected))

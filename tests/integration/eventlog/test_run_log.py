@@ -78,7 +78,7 @@ def test_a_run_that_somebody_closed_is_refused_once(server: NatsServer, open_log
     run(test())
 
 
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("together", [1, 3, 60])
 def test_a_write_whose_answer_was_lost_is_not_written_twice(together: int, server: NatsServer, open_log: Open, run: Run, line: Any) -> None:
     async def test() -> None:
         async with open_log(server.url) as direct, line(server.port) as cut, open_log(cut.url) as opened:
