@@ -14,7 +14,7 @@ from cellos.core.cell import CellRecord
 from cellos.core.formation.views import place_of
 from cellos.core.ids import TimeSyntaxError, unix_ns
 from cellos.core.output import NDJSON, STREAMS, OutputEnd, OutputState, Piece, line
-from cellos.core.problem import cell_not_found
+from cellos.core.problem import cell_not_found, problem
 from cellos.errors import EventLogError
 from cellos.eventlog.output import MAX_AGE_SECONDS, Chunk, read_output
 from cellos.server.query import bad_query, read_query, unsigned
@@ -58,8 +58,10 @@ async def get_output(state: ServerState, scope: Scope, receive: Receive) -> Repl
     if run is None or not _RUN.fullmatch(run):  # not begun, or a run of somebody who writes no output
         end = OutputEnd(run_id=run, state="none" if record is not None and record.state == "destroyed" else "open")
         return _whole([], end, wanted)
-    place = _Place(state, cell_id, run, record)
     client = state.required_client()
+    if not await _is_run_of(state, cell_id, run, record):
+        raise Refused(problem("not-found", f"cell {cell_id} has no run {run}"))
+    place = _Place(state, cell_id, run, record)
     if wanted.follow and not place.is_over:
         chunks = read_output(client, run, wanted.after, follow=True, ended=place.may_end)
         return StreamedReply(_followed(state, chunks, place, wanted), headers=_headers(OutputEnd(run_id=run, state="open"), wanted))
@@ -90,6 +92,17 @@ def _is_member(state: ServerState, cell_id: str) -> bool:
         return False
     members = msgspec.json.decode(record)["document"].get("members", ())
     return any(isinstance(each, dict) and each.get("id") == place[1] for each in members)
+
+
+async def _is_run_of(state: ServerState, cell_id: str, run: str, record: CellRecord | None) -> bool:
+    """One that is claimed and has not begun is in no list yet."""
+    if (record is not None and record.run_id == run) or state.projection.has_ended(cell_id, run):
+        return True
+    place = place_of(cell_id)
+    if place is None:
+        return False
+    story = await state.stories.story(place[0], state.required_log())
+    return run in story.runs(place[1])
 
 
 class _Place:

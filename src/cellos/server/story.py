@@ -94,6 +94,10 @@ class Story:
         elif phase is not None and status_of(phase) in TERMINAL:
             self._ended_at = self._ended_at or event.time
 
+    def runs(self, member_id: str) -> set[str | None]:
+        """The ids of its runs."""
+        return {attempt.run_id for attempt in self._attempts.of(member_id)}
+
     def view(self, nodes: Sequence[NodeView], controllers: int, now_ms: int) -> FormationView:
         """With why whoever waits does so."""
         state = self._state

@@ -34,6 +34,8 @@ from cellos.eventlog.output import OutputStream, OutputWriter, ensure_output
 from cellos.eventlog.stream import ensure_stream
 
 SECONDS = 60.0
+LEASE_MS = 24 * 3600 * 1000
+"""Nobody renews it, and no test takes longer."""
 _T = TypeVar("_T")
 
 
@@ -110,7 +112,7 @@ class Crew:
             memory_free=4 << 30,
             cpu_micros=2_000_000,
             cpu_free=1_500_000,
-            lease_ms=600_000,
+            lease_ms=LEASE_MS,
             started_at=rfc3339(time.time_ns()),
             runs=1,
             version="0.1.0",
@@ -118,7 +120,7 @@ class Crew:
         lease = msgspec.structs.replace(lease, **changes)
         self._do(self._leases.put(f"nodes.{lease.life}", msgspec.json.encode(lease), None))
 
-    def controller(self, name: str = "controller-1", lease_ms: int = 600_000) -> None:
+    def controller(self, name: str = "controller-1", lease_ms: int = LEASE_MS) -> None:
         """A controller is there."""
         lease = ControllerLease(controller=name, host="host-1", pid=4243, lease_ms=lease_ms, started_at=rfc3339(time.time_ns()))
         self._do(self._leases.put(f"controllers.{name}", msgspec.json.encode(lease), None))

@@ -299,6 +299,17 @@ class TestOutput:
         assert answer.status_code == 400
         assert text in answer.json()["detail"]
 
+    def test_of_a_run_that_is_not_its_own(self, shared: Any, crew: Crew, made: str, cell_event: Any) -> None:
+        run = crew.run(made, "a").start()
+        run.end()
+        shared.log.write(("cellos.events.cells", cell_event("other")))
+        shared.api.until("/v1/cells/other", lambda answer: answer.status_code == 200)
+        shared.api.until(f"/v1/cells/{made}.a", lambda answer: answer.json().get("state") == "destroyed")
+        for cell in (f"{made}.a", f"{made}.b", "other"):
+            wanted = "other-run" if cell.endswith(".a") else run.run_id
+            answer = output(shared, cell, run=wanted, follow="1")
+            assert (answer.status_code, answer.json()["detail"]) == (404, f"cell {cell} has no run {wanted}")
+
     def test_unknown(self, shared: Any, made: str) -> None:
         for cell in ("nobody", f"{made}.c", f"{uuid.uuid4()}.a"):
             answer = output(shared, cell)
