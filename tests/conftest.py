@@ -198,3 +198,15 @@ def ends() -> Iterator[Reaper]:
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream:
                 stream.close()
+
+
+# ---------------------------------------------------------------- a bucket
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Any]:
+    """An S3 API, see cellos.testing.s3_server; one for all tests, which keep apart by the keys that they use."""
+    from cellos.testing.s3_server import s3_server as serve
+
+    with serve() as server:
+        yield server

@@ -125,9 +125,9 @@ class _Store:
             raise StoreError(_text(error)) from error
 
     async def read(self, key: str, most: int) -> Stored | None:
-        if not self._is_regular(key):
-            found = await self.look(key)
-            return None if found is None else Stored(body=b"", entry=found, fault="not a regular file")
+        irregular = self._irregular(key)
+        if irregular is not None:
+            return Stored(body=b"", entry=irregular, fault="not a regular file")
         try:
             answer = await _outcome(self._bucket.get_async(key))
             entry = _entry(answer.meta)
@@ -138,13 +138,14 @@ class _Store:
             return None
 
     async def look(self, key: str) -> Entry | None:
+        irregular = self._irregular(key)
         try:
-            return _entry(await _outcome(self._bucket.head_async(key)))
+            return irregular or _entry(await _outcome(self._bucket.head_async(key)))
         except FileNotFoundError:
             return None
 
     async def copy(self, source: str, target: str) -> None:
-        if not self._is_regular(source):
+        if self._irregular(source) is not None:
             return
         try:
             await _outcome(self._bucket.copy_async(source, target))
@@ -166,14 +167,17 @@ class _Store:
                 return
             yield sorted((_entry(meta) for meta in page), key=lambda entry: entry.key)
 
-    def _is_regular(self, key: str) -> bool:
-        """A directory may hold links, which the library would follow, and pipes, which nobody may ever write to."""
+    def _irregular(self, key: str) -> Entry | None:
+        """What a directory may hold beside files: links, which the library would follow, pipes, at which it would wait for ever."""
         if self._root is None:
-            return True
+            return None
         try:
-            return stat.S_ISREG(os.lstat(f"{self._root}/{key}").st_mode)
+            found = os.lstat(f"{self._root}/{key}")
         except OSError:
-            return True  # that there is nothing is the library's to say
+            return None  # that there is nothing is the library's to say
+        if stat.S_ISREG(found.st_mode):
+            return None
+        return Entry(key=key, size=0, modified_ns=found.st_mtime_ns, etag=f"{found.st_ino:x}-{found.st_ctime_ns:x}")
 
 
 def _entry(meta: ObjectMeta) -> Entry:
