@@ -123,6 +123,15 @@ class TestCells:
         for id, record in fold_all(events).items():
             assert projection.cell(id) == msgspec.json.encode(record)
 
+    def test_which_runs_are_over(self) -> None:
+        first, second = run_of("c", "r1"), run_of("c", "r2", at=10)
+        projection = projected(first[:-1])
+        assert (projection.has_ended("c", "r1"), projection.has_ended("c", "r2"), projection.has_ended("x", "r1")) == (False, False, False)
+        projected(second[:1], into=projection)
+        assert (projection.has_ended("c", "r1"), projection.has_ended("c", "r2")) == (True, False)
+        projected(second[1:], into=projection)
+        assert (projection.has_ended("c", "r2"), projection.has_ended("c", "r3")) == (True, False)
+
     def test_a_new_run_is_a_new_record_and_late_events_of_the_old_one_are_ignored(self) -> None:
         projection = projected([*run_of("c", "r1", formation=F[0]), cell_event(STARTED, run="r2", second=20)])
         line = projection.cell("c")
