@@ -352,6 +352,14 @@ class World:
             for entry in order:
                 entry.apply(other)
             assert facts(other) == whole
+        # Who sees but the last event of each subject knows less of each run, and the same of the formation.
+        short = FormationState(self.log.id)
+        for entry in {entry.subject: entry for entry in self.log.entries}.values():
+            entry.apply(short)
+        mine, theirs = facts(short), facts(self.log.state())
+        for name in ("status", "cancelling", "last_sequence", "told_failed", "counts", "failed", "critical_failed", "under_way"):
+            assert mine[name] == theirs[name], name
+        assert [member.phase for member in short.order] == [member.phase for member in self.log.state().order]
 
 
 HAPPENINGS: dict[str, int] = {
