@@ -22,7 +22,10 @@ _log = logging.getLogger("cellos.node.cancelled")
 
 
 class Cancelled:
-    """`run` it as a task, once `begin` has returned. `on_cancelled` gets the id of each formation that is to end."""
+    """`run` it as a task. `on_cancelled` gets the id of each formation that is to end.
+
+    `begun` is set once the place in the log is fixed from which on they are heard.
+    """
 
     def __init__(self, client: LogClient, on_cancelled: Callable[[str], None]) -> None:
         self._client = client
@@ -31,12 +34,14 @@ class Cancelled:
         self._known: dict[str, bool] = {}
         """Formation to whether it is to end, as far as that was looked up or heard; the oldest go first."""
         self._reader: Reader | None = None
+        self.begun = asyncio.Event()
 
-    async def begin(self) -> None:
+    async def _begin(self) -> None:
         """Fix the place in the log from which on everything is heard. Raises EventLogError."""
         tail = await self._log.tail()
         self._known.clear()
         self._reader = Reader(self._client, start=tail, name="cellos-node-reader", subjects=FILTER, on_trouble=self._trouble)
+        self.begun.set()
 
     async def run(self) -> None:
         """For ever."""
@@ -44,7 +49,7 @@ class Cancelled:
         while True:
             try:
                 if self._reader is None:
-                    await self.begin()
+                    await self._begin()
                 assert self._reader is not None
                 async with self._reader as reader:
                     async for stored in reader:

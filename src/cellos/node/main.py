@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import uvloop
 
@@ -69,7 +69,7 @@ def _run(environment: Mapping[str, str]) -> None:
         if launcher is not None:
             _require_primitives(config, launcher)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(config, host, home, nats, stream, started_ns))
+            runner.run(_serve(_Plan(config, host, home, launcher, nats, stream, started_ns)))
 
 
 def _start_launcher(environment: Mapping[str, str]) -> Launcher:
@@ -93,17 +93,32 @@ def _require_primitives(config: Config, launcher: Launcher) -> None:
     profile.enforce(config.run.profile, missing, _warn)
 
 
-async def _serve(config: Config, host: Host, home: Home, nats: Settings, stream: StreamSettings, started_ns: int) -> None:
+class _Plan(NamedTuple):
+    """All that is there before NATS is."""
+
+    config: Config
+    host: Host
+    home: Home
+    launcher: Launcher | None
+    nats: Settings
+    stream: StreamSettings
+    started_ns: int
+
+
+async def _serve(plan: _Plan) -> None:
     """Until a signal, or until something fails for good."""
+    config = plan.config
     stop = stop_event()
-    beginning = asyncio.create_task(_begin(config, host, home, nats, stream))
+    beginning = asyncio.create_task(_begin(plan))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({beginning, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if beginning.done():
             client = beginning.result()
             try:
-                node = Node(config, host, home, client, replicas=stream.replicas, started_ns=started_ns)
+                node = Node(
+                    config, plan.host, plan.home, client, launcher=plan.launcher, replicas=plan.stream.replicas, started_ns=plan.started_ns
+                )
                 fields = {"node": config.id, "pool": config.pool, "slots": config.slots, "classes": list(node.classes)}
                 _log.info("cellos-node ready", extra={"fields": fields})
                 await node.run(stop)
@@ -116,16 +131,16 @@ async def _serve(config: Config, host: Host, home: Home, nats: Settings, stream:
     _log.info("cellos-node ended")
 
 
-async def _begin(config: Config, host: Host, home: Home, nats: Settings, stream: StreamSettings) -> LogClient:
+async def _begin(plan: _Plan) -> LogClient:
     """A connection with everything in place, and nothing left of a former life. Raises CellosError where it will never work."""
-    client = await connect(nats, name=f"cellos-node {config.id}", on_trouble=_trouble)
+    client = await connect(plan.nats, name=f"cellos-node {plan.config.id}", on_trouble=_trouble)
     try:
         require_version(client)
-        _log.info("connected to NATS", extra={"fields": {"url": nats.shown}})
+        _log.info("connected to NATS", extra={"fields": {"url": plan.nats.shown}})
         attempt, told = 0, ""
         while True:
             try:
-                await _prepare(config, host, home, client, stream)
+                await _prepare(plan, client)
             except (LogTooOld, NoStream):
                 raise
             except EventLogError as error:
@@ -141,13 +156,14 @@ async def _begin(config: Config, host: Host, home: Home, nats: Settings, stream:
         raise
 
 
-async def _prepare(config: Config, host: Host, home: Home, client: LogClient, stream: StreamSettings) -> None:
+async def _prepare(plan: _Plan, client: LogClient) -> None:
     """May be done again after an EventLogError."""
+    host, home, stream = plan.host, plan.home, plan.stream
     await ensure_stream(client, replicas=stream.replicas, max_bytes=stream.max_bytes)
     await ensure_leases(client, replicas=stream.replicas)
     await ensure_work(client, replicas=stream.replicas)
     await ensure_output(client, replicas=stream.replicas)
-    await refuse_namesake(client, config.id, own=home.former)
+    await refuse_namesake(client, plan.config.id, own=home.former)
     log = EventLog(client)
     for left in read_left(host):
         outcome = await tell(left, log)

@@ -22,7 +22,7 @@ from cellos.core.documents.execution_cell import Authority, Lifetime
 from cellos.core.formation.runs import CANCELLED, NODE_DRAINED, NODE_LOST, Attempt, WorkClass
 from cellos.core.ids import rfc3339
 from cellos.daemon.capacity import Capacity
-from cellos.errors import CellosError, EventLogError, EventSinkError
+from cellos.errors import CellosError, EventLogError, EventSinkError, HostBackendError
 from cellos.eventlog.connect import LogClient, pause
 from cellos.eventlog.leases import Leases, NodeLease
 from cellos.eventlog.log import EventLog
@@ -36,6 +36,7 @@ from cellos.node.lease import LeaseKeeper
 from cellos.node.run import MemberRun
 from cellos.node.work import Work, read_work
 from cellos.ports import CellBackend
+from cellos.sandbox.launcher import Launcher
 from cellos.supervisor.compose import Host, new_run_id
 
 TAKE_SECONDS = 5.0
@@ -65,11 +66,22 @@ def work_classes(backend: CellBackend) -> tuple[WorkClass, ...]:
 class Node:
     """One node with its connection. `run` it until the `stop` event is set."""
 
-    def __init__(self, config: Config, host: Host, home: Home, client: LogClient, *, replicas: int, started_ns: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        home: Home,
+        client: LogClient,
+        *,
+        launcher: Launcher | None,
+        replicas: int,
+        started_ns: int,
+    ) -> None:
         self._config = config
         self._host = host
         self._home = home
         self._client = client
+        self._launcher = launcher
         self._replicas = replicas
         self._started_at = rfc3339(started_ns)
         self._loop = asyncio.get_running_loop()
@@ -89,8 +101,7 @@ class Node:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Raises CellosError where it cannot go on at all."""
-        await self._until_it_works(self._cancelled.begin)
-        tasks = [asyncio.create_task(work) for work in (self._keeper.run(), self._cancelled.run(), self._take())]
+        tasks = [asyncio.create_task(work) for work in (self._keeper.run(), self._cancelled.run(), self._keep_launcher(), self._take())]
         stopping = asyncio.create_task(stop.wait())
         try:
             await asyncio.wait((*tasks, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -131,11 +142,27 @@ class Node:
             version=__version__,
         )
 
+    async def _keep_launcher(self) -> None:
+        """Without it no cell can be made any more. Raises HostBackendError at its end."""
+        if self._launcher is None:
+            await asyncio.Event().wait()
+        assert self._launcher is not None
+        descriptor = os.pidfd_open(self._launcher.pid)
+        ended = asyncio.Event()
+        self._loop.add_reader(descriptor, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+        raise HostBackendError(f"the launcher has ended (pid {self._launcher.pid}); no cell can be made any more")
+
     # --- work ---------------------------------------------------------------------------------------------------------------------------
 
     async def _take(self) -> None:
         """Ask for as much as there are slots."""
         queue = WorkQueue(self._client, self._config.pool, self.classes, replicas=self._replicas, on_trouble=self._trouble)
+        await self._cancelled.begun.wait()
         async with queue:
             while True:
                 await self._keeper.sure.wait()
@@ -158,7 +185,7 @@ class Node:
             await item.nak(FULL_SECONDS)  # twice, and not yet claimed: without a message nobody would take it if we died now
         elif work.attempt in self._runs or self._cancelled.is_known(work.attempt.formation_id):
             await item.ack()  # a controller writes `void` in the place of the claim
-        elif self._draining:
+        elif self._draining or not self._keeper.is_sure:
             await item.nak()
         elif not self._capacity.could_hold(work.need):
             await item.nak(NEVER_SECONDS)

@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -140,13 +141,27 @@ class MemberRun:
             held = records.hold(host.state.runs, record)
             try:
                 deps = make_deps(host, order, granted, self.run, key, self._emitter, stores)
-                more: dict[str, Any] = {"stop_reason": lambda: self._stop_reason}
+                more: dict[str, Any] = {
+                    "stop_reason": lambda: self._stop_reason,
+                    "check_program": self._before_the_command(deps.check_program),
+                }
                 more["environment"] = {**deps.environment, **self.work.environment}
                 if self._output is not None:
                     more["record_output"] = recording(self._loop, self._output, deps.record_output)
                 self._outcome = run_cell(granted.document, msgspec.structs.replace(deps, **more))
             finally:
                 held.remove()  # the cell is gone, or there was none; the spool says the rest
+
+    def _before_the_command(self, check: Callable[[Sequence[str]], None] | None) -> Callable[[Sequence[str]], None]:
+        """What the operator asks of a command; and one that is to end must not even begin."""
+
+        def require(argv: Sequence[str]) -> None:
+            if self._stop_reason is not None:
+                raise CellosError(self._stop_reason)
+            if check is not None:
+                check(argv)
+
+        return require
 
     def _end(self, reason: str | None, ttl: int) -> None:
         """Make sure of the last event: a full disk is waited for, as a run without end would be for ever."""

@@ -261,6 +261,18 @@ def test_one_that_may_be_alive_is_waited_for(nats: NatsServer) -> None:
     asyncio.run(test())
 
 
+def test_without_its_launcher_it_ends(log: Any, nats: NatsServer, nodes: Any) -> None:
+    """It would fail whatever it is given: whoever started it is to start it again."""
+    node = nodes(nats.url, CELLOS_NODE_DRAIN_MS="0")
+    attempt = log.dispatch("sleep", "600", pool=pool_of(node))
+    log.until_runs(attempt)
+    for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGKILL)
+    assert node.wait() == 1
+    assert node.log[-1]["fields"]["code"] == "host_backend"
+    assert log.until_ended(attempt)["reason"] == "node_drained"
+
+
 def test_what_does_not_fit_waits(log: Any, nats: NatsServer, nodes: Any) -> None:
     node = nodes(nats.url, CELLOS_NODE_SLOTS="1")
     first, second = log.dispatch("sleep", "600", pool=pool_of(node)), log.dispatch("true", pool=pool_of(node))
