@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
+from cellos.core.evidence.redact import VARIABLE as REDACTION
 from cellos.core.formation.members import DEFAULT_POOL
 from cellos.daemon.capacity import host_cpu_micros, host_memory_bytes
 from cellos.errors import ConfigError
@@ -47,6 +48,11 @@ NOT_HERE = (
     "CELLOS_DLQ_DIR",
 )
 """Variables of the supervisor without effect on a node: its events go to the subjects of the log, and wait in its spool."""
+
+KEPT = frozenset(
+    {"attempt", "correlation", "exitCode", "formationId", "life", "memberId", "node", "outcome", "pool", "terminalState", "ttlSeconds"}
+)
+"""Members of events that others have to read."""
 
 
 class Variable(NamedTuple):
@@ -116,6 +122,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_config(environment: Mapping[str, str]) -> Config:
     """The configuration of a node. Raises ConfigError, naming the variable."""
+    run = supervisor.read_config(environment)
+    for name in sorted(run.redacted_fields & KEPT):
+        raise ConfigError(f"{REDACTION}: cannot redact {name} on a node: controllers go by it; leave it out")
     return Config(
         id=_identifier(environment, NODE_ID, socket.gethostname()),
         pool=_identifier(environment, POOL, DEFAULT_POOL),
@@ -124,7 +133,7 @@ def read_config(environment: Mapping[str, str]) -> Config:
         drain_ms=_default(_number(environment, DRAIN_MS, 0, 10**9), DEFAULT_DRAIN_MS),
         memory_bytes=_number(environment, MEMORY_BYTES, 1, 2**63 - 1) or host_memory_bytes(),
         cpu_micros=_number(environment, CPU_MICROS, 1, 2**63 - 1) or host_cpu_micros(),
-        run=supervisor.read_config(environment),
+        run=run,
     )
 
 

@@ -66,6 +66,7 @@ def test_what_is_set() -> None:
         ("CELLOS_NODE_POOL", "x" * 200),
         ("CELLOS_BROKER", "nonsense"),
         ("CELLOS_CELL_BACKEND", "docker"),
+        ("CELLOS_REDACT_EVENT_FIELDS", "life"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(name: str, value: str) -> None:

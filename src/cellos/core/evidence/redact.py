@@ -20,6 +20,9 @@ REDACTED = "[redacted]"
 KEPT = frozenset({"cellId", "specId", "runId", "specHash"})
 """Without these an event belongs to no run and its chain cannot be checked."""
 
+OUR_WORDS = frozenset({"cancelled", "node_lost", "node_drained", "node_restarted"})
+"""Values that stay whatever they are named: why a node ended a run tells nothing of the program, and controllers go by it."""
+
 
 def parse_fields(setting: str | None) -> frozenset[str]:
     """The member names of a setting; None is one that is not set. Raises ConfigError for a name that must be kept."""
@@ -50,4 +53,6 @@ def _inside(value: Any, fields: frozenset[str]) -> Any:
 def _blank(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {}
+    if isinstance(value, str) and value in OUR_WORDS:
+        return value
     return [REDACTED] if isinstance(value, list | tuple) else REDACTED

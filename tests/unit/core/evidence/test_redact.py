@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellos.core.evidence.redact import DEFAULTS, REDACTED, parse_fields, redact
+from cellos.core.evidence.redact import DEFAULTS, OUR_WORDS, REDACTED, parse_fields, redact
+from cellos.core.formation.runs import CANCELLED, LOST_REASONS
 from cellos.errors import ConfigError
 
 NAMES = st.sampled_from(["argv", "path", "reason", "Argv", "x"])
@@ -88,3 +89,11 @@ def _values_of(value: object, fields: frozenset[str]) -> list[object]:
         named = [each for name, each in value.items() if name in fields]
         return named + [found for name, each in value.items() if name not in fields for found in _values_of(each, fields)]
     return [found for each in value for found in _values_of(each, fields)] if isinstance(value, list) else []
+
+
+def test_why_a_node_ended_a_run_is_not_redacted() -> None:
+    assert {CANCELLED, *LOST_REASONS} == OUR_WORDS
+    assert redact({"reason": "node_lost", "x": {"reason": "node_lost and more"}}, DEFAULTS) == {
+        "reason": "node_lost",
+        "x": {"reason": REDACTED},
+    }
