@@ -50,8 +50,8 @@ async def get_output(state: ServerState, scope: Scope, receive: Receive) -> Repl
     """All that is there, or with `follow` what comes until the run has ended."""
     wanted = _read(scope["query_string"])
     cell_id: str = scope["path_params"]["id"]
-    line = state.projection.cell(cell_id)
-    record = msgspec.json.decode(line, type=CellRecord) if line is not None else None
+    row = state.projection.cell(cell_id)
+    record = msgspec.json.decode(row, type=CellRecord) if row is not None else None
     if record is None and not _is_member(state, cell_id):
         raise Refused(cell_not_found(cell_id))
     run = wanted.run or (record.run_id if record is not None else None)
@@ -59,9 +59,11 @@ async def get_output(state: ServerState, scope: Scope, receive: Receive) -> Repl
         end = OutputEnd(run_id=run, state="none" if record is not None and record.state == "destroyed" else "open")
         return _whole([], end, wanted)
     client = state.required_client()
-    if not await _is_run_of(state, cell_id, run, record):
+    place = _Place(state, cell_id, run)
+    if record is not None and record.run_id == run:
+        place.ended_at = _nanoseconds(record.destroyed_at)
+    elif not await place.look() and not place.is_over:
         raise Refused(problem("not-found", f"cell {cell_id} has no run {run}"))
-    place = _Place(state, cell_id, run, record)
     if wanted.follow and not place.is_over:
         chunks = read_output(client, run, wanted.after, follow=True, ended=place.may_end)
         return StreamedReply(_followed(state, chunks, place, wanted), headers=_headers(OutputEnd(run_id=run, state="open"), wanted))
@@ -94,39 +96,42 @@ def _is_member(state: ServerState, cell_id: str) -> bool:
     return any(isinstance(each, dict) and each.get("id") == place[1] for each in members)
 
 
-async def _is_run_of(state: ServerState, cell_id: str, run: str, record: CellRecord | None) -> bool:
-    """One that is claimed and has not begun is in no list yet."""
-    if (record is not None and record.run_id == run) or state.projection.has_ended(cell_id, run):
-        return True
-    place = place_of(cell_id)
-    if place is None:
-        return False
-    story = await state.stories.story(place[0], state.required_log())
-    return run in story.runs(place[1])
-
-
 class _Place:
-    """A run of a cell, as far as the lists know it."""
+    """A run of a cell, as far as it is known."""
 
-    def __init__(self, state: ServerState, cell_id: str, run: str, record: CellRecord | None) -> None:
+    def __init__(self, state: ServerState, cell_id: str, run: str) -> None:
         self._state = state
         self._cell_id = cell_id
         self.run = run
-        same = record is not None and record.run_id == run
-        self._destroyed_at = _nanoseconds(record.destroyed_at) if record is not None and same else None
+        self.ended_at: int | None = None
+        """In nanoseconds since 1970, where it is known."""
         # Nobody but a node writes output.
         self._waits = place_of(cell_id) is not None
         self._first_over: float | None = None
 
+    async def look(self) -> bool:
+        """Ask the events of its formation: whether there is such a run, and whether it has ended. Raises EventLogError.
+
+        A run that is claimed and has not begun is in no list yet, and one by whose node's clock it began before an earlier one never is.
+        """
+        place = place_of(self._cell_id)
+        if place is None:
+            return False
+        story = await self._state.stories.story(place[0], self._state.required_log())
+        attempt = next((each for each in story.attempts(place[1]) if each.run_id == self.run), None)
+        if attempt is not None:
+            self.ended_at = _nanoseconds(attempt.ended_at)
+        return attempt is not None
+
     @property
     def is_over(self) -> bool:
-        return self._state.projection.has_ended(self._cell_id, self.run)
+        return self.ended_at is not None or self._state.projection.has_ended(self._cell_id, self.run)
 
     def may_end(self) -> bool:
         """Whether there is no output to come any more."""
         if not self.is_over:
             return False
-        if not self._waits or (self._destroyed_at is not None and self._age > GRACE_SECONDS):
+        if not self._waits or (self.ended_at is not None and self._age > GRACE_SECONDS):
             return True
         now = asyncio.get_running_loop().time()
         if self._first_over is None:
@@ -136,7 +141,7 @@ class _Place:
     @property
     def _age(self) -> float:
         """Seconds since its end."""
-        return 0.0 if self._destroyed_at is None else (self._state.clock() - self._destroyed_at) / _SECOND
+        return 0.0 if self.ended_at is None else (self._state.clock() - self.ended_at) / _SECOND
 
     def end(self, chunks: Sequence[Chunk], after: int) -> OutputEnd:
         return OutputEnd(run_id=self.run, state=self._output(chunks, after), truncated=any(chunk.truncated for chunk in chunks))
@@ -183,11 +188,13 @@ async def _followed(state: ServerState, chunks: AsyncIterator[Chunk], place: _Pl
             done, _ = await asyncio.wait(waiting, timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if ending in done:
                 return
-            if not done:
-                if not wanted.raw:
-                    yield b"\n"
-                continue
             try:
+                if not done:
+                    if not wanted.raw:
+                        yield b"\n"
+                    if not place.is_over:
+                        await place.look()
+                    continue
                 chunk = following.result()
             except EventLogError:
                 return

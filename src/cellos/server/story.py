@@ -16,7 +16,7 @@ from cellos.core.formation.members import cell_id
 from cellos.core.formation.runs import work_of
 from cellos.core.formation.state import FormationState, MemberState
 from cellos.core.formation.transitions import TERMINAL, status_of
-from cellos.core.formation.views import Attempts, FormationView, MemberView
+from cellos.core.formation.views import Attempts, AttemptView, FormationView, MemberView
 from cellos.errors import EvidenceError
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.stored import Stored
@@ -94,9 +94,9 @@ class Story:
         elif phase is not None and status_of(phase) in TERMINAL:
             self._ended_at = self._ended_at or event.time
 
-    def runs(self, member_id: str) -> set[str | None]:
-        """The ids of its runs."""
-        return {attempt.run_id for attempt in self._attempts.of(member_id)}
+    def attempts(self, member_id: str) -> Sequence[AttemptView]:
+        """In the order of their numbers."""
+        return self._attempts.of(member_id)
 
     def view(self, nodes: Sequence[NodeView], controllers: int, now_ms: int) -> FormationView:
         """With why whoever waits does so."""

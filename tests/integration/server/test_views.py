@@ -265,6 +265,19 @@ class TestOutput:
         first = output(shared, f"{made}.b", run=runs[0].run_id)
         assert (first.text, first.headers["cellos-output"]) == (runs[0].run_id, "complete")
 
+    def test_by_a_clock_that_is_behind(self, shared: Any, crew: Crew, made: str) -> None:
+        crew.run(made, "b", 1).start().end(1)
+        crew.skew_ns = -3600 * 1_000_000_000
+        try:
+            run = crew.run(made, "b", 2).start()
+            run.write("stdout", b"here")
+            assert output(shared, run.cell_id, run=run.run_id).headers["cellos-output"] == "open"
+            run.end()
+        finally:
+            crew.skew_ns = 0
+        answer = output(shared, run.cell_id, run=run.run_id, follow="1")
+        assert (answer.content, answer.headers["cellos-output"]) == (b"here", "complete")
+
     def test_more_than_is_kept(self, shared: Any, crew: Crew, made: str) -> None:
         run = crew.run(made, "a").start()
         run.write("stdout", b"x" * (MAX_RUN_BYTES + 1))
