@@ -38,7 +38,7 @@ VERBS = {
     "logs": Verb("cellos.cli.logs:logs", "Show what a cell wrote."),
     "describe": Verb("cellos.cli.describe:describe", "Say all about a formation, a cell or a node, and why it waits."),
     "delete": Verb("cellos.cli.delete:delete", "End a formation."),
-    "fleet": Verb("cellos.cli.fleet:fleet", "Hand specs to the agents of a bucket, and see what became of them."),
+    "fleet": Verb("cellos.cli.fleet:fleet", "Hand specs to the agents of a bucket, and look at results."),
     "spool": Verb("cellos.cli.spool:spool", "List and send events that wait for NATS."),
     "doctor": Verb("cellos.cli.doctor:doctor", "Say whether this host can hold cells, and what to do if not."),
     "completion": Verb("cellos.cli.completion:completion", "Print the completion script of a shell."),
