@@ -1,0 +1,307 @@
+"""`cellos-fleet` and `cellos fleet` as people use them: a bucket, two agents, a queue of all sorts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SECONDS = 120.0
+COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'cellos-fleet'; from cellos.fleet.main import main; main()"]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def document(id: str, *argv: str, **spec: Any) -> dict[str, Any]:
+    run = {"argv": list(argv), **spec.pop("run", {})}
+    body = {"id": id, "authority": {}, "lifetime": {"ttlSeconds": 600}, "run": run, **spec}
+    return {"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body}
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while not (answer := condition()):
+        assert time.monotonic() < deadline, f"waited {SECONDS:.0f} s for {what}"
+        time.sleep(0.05)
+    return answer
+
+
+class Queue:
+    """A directory as a bucket, and the commands on it."""
+
+    def __init__(self, commands: Any, place: Path, ends: Any) -> None:
+        self.commands = commands
+        self.place = place
+        self.fleet = place / "bucket/fleet"
+        self.variables = {"CELLOS_FLEET_BUCKET": f"file://{place}/bucket"}
+        self._ends = ends
+        supervisor = place / "supervisor"
+        line = commands.line("cellos-supervisor")
+        found = [each for each in commands.environment.get("PYTHONPATH", "").split(os.pathsep) if each]
+        supervisor.write_text(f"#!{line[0]}\nimport sys; sys.path[:0] = {found}\n{line[2]}\n")
+        supervisor.chmod(0o755)
+
+    def agent(self, node: str, **variables: str) -> subprocess.Popen[str]:
+        ours = {
+            "CELLOS_FLEET_NODE_ID": node,
+            "CELLOS_FLEET_SUPERVISOR": str(self.place / "supervisor"),
+            "CELLOS_FLEET_POLL_INTERVAL_MS": "200",
+            "CELLOS_FLEET_LEASE_MS": "10000",
+            "CELLOS_FLEET_SLOTS": "1",
+            "RUST_LOG": "info",
+        }
+        with (self.place / f"{node}.out").open("w") as out, (self.place / f"{node}.err").open("w") as err:
+            environment = self.commands.environment | self.variables | ours | variables
+            process = subprocess.Popen(COMMAND, env=environment, text=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        self._ends(process)
+        return process
+
+    def log(self, node: str) -> list[dict[str, Any]]:
+        """Its records; every line has to be one."""
+        return [json.loads(line)["fields"] for line in (self.place / f"{node}.out").read_text().splitlines()]
+
+    def messages(self, node: str) -> list[str]:
+        return [each["message"] for each in self.log(node)]
+
+    def written(self, *documents: dict[str, Any]) -> list[str]:
+        paths = []
+        for each in documents:
+            path = self.place / f"{each['spec']['id']}.json"
+            path.write_text(json.dumps(each))
+            paths.append(str(path))
+        return paths
+
+    def submit(self, *documents: dict[str, Any]) -> None:
+        done = self("submit", *self.written(*documents))
+        assert (done.returncode, done.stderr) == (0, "")
+
+    def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        done: subprocess.CompletedProcess[str] = self.commands.run("cellos", "fleet", *arguments, variables=self.variables, **options)
+        return done
+
+    def names(self, part: str) -> list[str]:
+        place = self.fleet / part
+        return sorted(path.name for path in place.iterdir()) if place.exists() else []
+
+    def receipt(self, id: str, attempt: int = 1) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.fleet / f"receipts/{id}/{attempt}.json").read_text())
+        return found
+
+
+@pytest.fixture
+def queue(commands: Any, tmp_path: Path, ends: Any) -> Queue:
+    return Queue(commands, tmp_path, ends)
+
+
+@pytest.mark.linux_backend
+def test_two_agents_drain_a_mixed_queue_although_one_is_killed(queue: Queue, tmp_path: Path) -> None:
+    good = [document(f"good-{number}", "/bin/sh", "-c", "echo out; echo err >&2") for number in range(4)]
+    limited = document("limited", "/bin/true", run={"limits": {"memoryMaxBytes": 1 << 26}})
+    failing = document("failing", "/bin/sh", "-c", "exit 3")
+    for_others = document("for-others", "/bin/true", placement={"poolId": "gpu"})
+    too_big = document("too-big", "/bin/true", run={"limits": {"memoryMaxBytes": 1 << 50}})
+    long = document("long", "/bin/sleep", "600")
+    queue.submit(long)
+    doomed = queue.agent("doomed")
+    wait_for(lambda: "running cell" in queue.messages("doomed"), "the cell that will be lost")
+    queue.submit(*good, limited, failing, for_others, too_big)
+    pending = queue.fleet / "pending"
+    (pending / "malformed.json").write_bytes(b'{"apiVersion": \xff')
+    (pending / "huge.json").write_bytes(b" " * (1 << 20) + b"{}")
+    (tmp_path / "secret").write_text("password")
+    (pending / "link.json").symlink_to(tmp_path / "secret")
+    (pending / "no id.json").write_text("{}")
+    heir = queue.agent("heir", CELLOS_FLEET_POOL_ID="cpu")
+    wait_for(lambda: "spec completed successfully" in queue.messages("heir"), "work of the other agent")
+    doomed.send_signal(signal.SIGKILL)
+    doomed.wait()
+    ids = [*(each["spec"]["id"] for each in good), "limited", "failing", "long", "malformed", "huge", "link"]
+    done = queue("wait", "--timeout", str(SECONDS), *ids)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert set(done.stdout.split("\n")) == {
+        *(f"spec/{each['spec']['id']} completed" for each in (*good, limited)),
+        *(f"spec/{name} failed" for name in ("failing", "long", "malformed", "huge", "link")),
+        "",
+    }
+    wait_for(lambda: not queue.names("claimed"), "that all is cleared away")
+    heir.send_signal(signal.SIGTERM)
+    assert heir.wait(SECONDS) == 0
+    # What lies where.
+    assert queue.names("pending") == ["for-others.json", "no id.json", "too-big.json"]
+    assert queue.names("completed") == sorted(f"{each['spec']['id']}.json" for each in (*good, limited))
+    assert queue.names("failed") == ["failing.json", "huge.json", "link.json", "long.json", "malformed.json"]
+    for each in (*good, limited, failing, long):
+        part = "failed" if each in (failing, long) else "completed"
+        assert (queue.fleet / part / f"{each['spec']['id']}.json").read_bytes() == json.dumps(each).encode()
+    assert (queue.fleet / "failed/malformed.json").read_bytes() == b'{"apiVersion": \xff'
+    assert (queue.fleet / "failed/huge.json").stat().st_size == (1 << 20) + 2
+    assert (queue.fleet / "failed/link.json").read_bytes() == b""
+    assert (tmp_path / "secret").read_text() == "password"
+    # And why.
+    assert queue.receipt("long") | {"reason": "agent_lost", "node": "heir", "outcome": "failed"} == queue.receipt("long")
+    assert queue.receipt("failing") | {"reason": "command exited with status 3", "exitCode": 1} == queue.receipt("failing")
+    for name, detail in (("malformed", "is not UTF-8"), ("huge", "at most 1048576 are read"), ("link", "not a regular file")):
+        assert queue.receipt(name)["reason"] == "invalid_spec"
+        assert detail in queue.receipt(name)["detail"]
+        assert "exitCode" not in queue.receipt(name)
+    receipt = queue.receipt("good-0")
+    evidence = queue.commands.state / f"evidence/{receipt['runId']}.jsonl"
+
+    assert receipt["events"] == {
+        "count": len(evidence.read_bytes().splitlines()),
+        "sha256": hashlib.sha256(evidence.read_bytes()).hexdigest(),
+    }
+    # What cells write is not mixed into the log.
+    assert (queue.place / "heir.err").read_text().count("out\n") >= 1
+    messages = queue.messages("heir")
+    assert messages[0] == "cellos-fleet agent starting"
+    assert messages[-2:] == ["SIGTERM received — draining (no new work accepted)", "cellos-fleet agent stopped (drain complete)"]
+    skipped = [each for each in messages if each.startswith("skipping spec")]
+    assert sorted(skipped) == sorted(set(skipped))
+    assert "skipping spec for-others: placement.poolId=gpu != runner poolId=cpu" in skipped
+
+
+@pytest.mark.linux_backend
+def test_a_drain_lets_its_cell_end_and_what_failed_can_be_tried_again(queue: Queue, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    flag.mkdir()
+    spec = document(
+        "again",
+        "/bin/sh",
+        "-c",
+        "sleep 2; test -e /flag/it",
+        run={},
+        authority={"filesystem": {"mounts": [{"source": str(flag), "target": "/flag"}]}},
+    )
+    queue.submit(spec)
+    first = queue.agent("first", CELLOS_FLEET_HEARTBEAT_INTERVAL_MS="100")
+    wait_for(lambda: "running cell" in queue.messages("first"), "the cell")
+    queue.submit(document("later", "/bin/true"))
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(SECONDS) == 0
+    heartbeats = [each for each in queue.log("first") if each["message"] == "heartbeat"]
+    assert any(each["running"] == 1 and not each["draining"] for each in heartbeats)
+    assert any(each["running"] == 1 and each["draining"] for each in heartbeats)
+    assert heartbeats[0]["event_type"] == "dev.cellos.events.fleet.v1.heartbeat"
+    assert (queue.names("failed"), queue.names("pending")) == (["again.json"], ["later.json"])
+    listed = json.loads(queue("ls", "--json").stdout)
+    assert [(each["id"], each["state"]) for each in listed["specs"]] == [("again", "failed"), ("later", "pending")]
+    assert listed["agents"] == []
+
+    refused = queue("submit", *queue.written(spec))
+    assert refused.returncode == 1
+    assert "cellos fleet retry again" in refused.stderr
+    (flag / "it").touch()
+    assert queue("retry", "again").stdout == "spec/again waits for attempt 2\n"
+    assert (queue.names("failed"), queue.names("pending")) == ([], ["again.json", "later.json"])
+    second = queue.agent("second")
+    done = queue("wait", "spec/again", "later", "--timeout", str(SECONDS))
+    assert (done.returncode, sorted(done.stdout.splitlines())) == (0, ["spec/again completed", "spec/later completed"])
+    story = json.loads(queue("show", "again", "--json").stdout)
+    assert [(each["attempt"], each["outcome"], each["node"]) for each in story["receipts"]] == [
+        (1, "failed", "first"),
+        (2, "completed", "second"),
+    ]
+    assert story["state"] == "completed"
+    again = queue("retry", "again")
+    assert (again.returncode, "is completed" in again.stderr) == (1, True)
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(SECONDS) == 0
+
+
+def test_the_environment_of_a_cell_opens_no_bucket(queue: Queue) -> None:
+    seen = queue.place / "seen"
+    (queue.place / "supervisor").write_text(
+        f'#!/bin/sh\necho "$@" > {seen}\ncat >> {seen}\nenv > {seen}.env\nls -l /proc/self/fd > {seen}.fd\n'
+    )
+    given = {
+        "AWS_SECRET_ACCESS_KEY": "s3cr3t", "GOOGLE_APPLICATION_CREDENTIALS": "/x", "SSH_AUTH_SOCK": "/y", "TZ": "UTC", "LANG": "C.UTF-8",
+        "NATS_CA_FILE": "/ca.pem", "CELLOS_EXPORT_DIR": "/out", "CELL_OS_USE_NOOP_SINK": "1", "CELLOS_RUN_ID": "not-mine",
+    }  # fmt: skip
+    spec = document("one", "/bin/true")
+    queue.submit(spec)
+    agent = queue.agent("n1", **given)
+    assert queue("wait", "one", "--timeout", str(SECONDS)).returncode == 0
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(SECONDS) == 0
+    assert seen.read_text() == "-\n" + json.dumps(spec)
+    variables = dict(line.split("=", 1) for line in Path(f"{seen}.env").read_text().splitlines() if "=" in line)
+    allowed = {"PATH", "HOME", "LANG", "TZ", "NATS_URL", "NATS_CA_FILE", "RUST_LOG", "PWD", "SHLVL", "_", "OLDPWD"}
+    assert not [name for name in variables if name not in allowed and not name.startswith(("CELLOS_", "CELL_OS_"))]
+    assert not [name for name in variables if name.startswith("CELLOS_FLEET_")]
+    assert variables["CELLOS_RUN_ID"] == queue.receipt("one")["runId"] != "not-mine"
+    assert (variables["CELLOS_EXPORT_DIR"], variables["NATS_CA_FILE"], variables["TZ"]) == ("/out", "/ca.pem", "UTC")
+    assert "bucket" not in Path(f"{seen}.fd").read_text()
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def run(*arguments: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CELLOS_FLEET_") and name != "CELLOS_GIT_SHA"}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=kept | (environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_the_version_is_told_before_anything_is_read() -> None:
+    told = run("--version")
+    assert re.fullmatch(r"cellos-fleet 0\.[0-9]+\.[0-9]+ \(unknown\)\n", told.stdout)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert run("-V", environment={"CELLOS_GIT_SHA": "0123456789abcdef"}).stdout.endswith(" (0123456)\n")
+
+
+@pytest.mark.parametrize("argument", ["--help", "-h"])
+def test_help_is_help(argument: str) -> None:
+    told = run(argument)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("Usage: cellos-fleet")
+    assert "status" not in told.stdout.lower()
+
+
+@pytest.mark.parametrize("arguments", [[], ["status"], ["frobnicate"], ["--bucket=foo"]])
+def test_without_a_bucket_nothing_goes(arguments: list[str]) -> None:
+    told = run(*arguments)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith("Error: failed to read configuration: CELLOS_FLEET_BUCKET is required: environment variable not found")
+    assert "status" not in told.stderr.lower()
+    assert "Traceback" not in told.stderr
+
+
+def test_an_argument_is_refused_where_there_is_a_bucket(tmp_path: Path) -> None:
+    told = run("status", environment={"CELLOS_FLEET_BUCKET": f"file://{tmp_path}/bucket"})
+    assert (told.returncode, told.stderr) == (1, "Error: cellos-fleet takes no argument status (see: cellos-fleet --help)\n")
+
+
+@pytest.mark.parametrize(
+    ("variables", "why"),
+    [
+        ({"CELLOS_FLEET_SUPERVISOR": "no-such-program"}, "CELLOS_FLEET_SUPERVISOR=no-such-program: no such program"),
+        ({"CELLOS_FLEET_BUCKET": "ftp://bucket"}, "no store of this kind"),
+        ({"CELLOS_CELL_BACKEND": "none"}, "CELLOS_CELL_BACKEND"),
+    ],
+)
+def test_what_would_fail_every_cell_is_told_at_the_start(variables: dict[str, str], why: str, tmp_path: Path) -> None:
+    given = {
+        "CELLOS_FLEET_BUCKET": f"file://{tmp_path}/bucket",
+        "CELLOS_FLEET_SUPERVISOR": "/bin/true",
+        "CELLOS_STATE_DIR": str(tmp_path / "state"),
+    }
+    told = run(environment=given | {"CELLOS_STRICT_CONFIG": "1"} | variables)
+    assert told.returncode == 1
+    assert why in json.loads(told.stdout.splitlines()[-1])["fields"]["error"]
