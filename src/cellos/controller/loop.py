@@ -23,13 +23,13 @@ from cellos.controller.config import Config
 from cellos.controller.lives import Lives
 from cellos.core.events import parse_event
 from cellos.core.evidence.sign import Signer
-from cellos.core.formation.decide import Action, Close, Void, Write, decide
+from cellos.core.formation.decide import Action, Ask, Close, Void, Write, decide
 from cellos.core.formation.events import FORMATION_PREFIX
 from cellos.core.formation.runs import RUN_PREFIX, WORK_PREFIX
 from cellos.core.formation.state import FormationState
 from cellos.core.formation.transitions import PHASES, TERMINAL, status_of
 from cellos.core.ids import rfc3339
-from cellos.errors import EventLogError, EvidenceError, LogTooOld, Rebuild, WrongSequence
+from cellos.errors import EventLogError, EvidenceError, LogTooOld, LogUnreachable, OutcomeUnknown, Rebuild, WrongSequence
 from cellos.eventlog.batch import Message
 from cellos.eventlog.connect import LogClient, pause
 from cellos.eventlog.leases import CONTROLLERS, ControllerLease, Leases, ensure_leases
@@ -314,6 +314,9 @@ class Controller:
             case Write():
                 messages = self._acts.messages(state, action)
                 return lambda: self._tell_and_write(state.id, action, messages)
+            case Ask():
+                work = self._acts.work(state, action.dispatch)
+                return lambda: self._acts.ask(work)
             case Void():
                 return lambda: self._acts.void(action)
             case Close():
@@ -342,9 +345,12 @@ class Controller:
                     formation.hold_until_ms = now_ms + RETURN_MS
                 case WrongSequence():
                     lost = True
+                case LogUnreachable() | OutcomeUnknown():  # whoever reads says so, once
+                    failed = True
                 case EventLogError():
                     failed = True
-                    self._trouble(result.text)
+                    fields = {"formation": formation.state.id, "error": result.text}
+                    _log.warning("a write was refused; trying again", extra={"fields": fields})
                 case asyncio.CancelledError():
                     raise result
                 case BaseException():

@@ -6,8 +6,10 @@ look again. The answer to a writer waits until its event has come back through t
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -39,6 +41,9 @@ from cellos.server.replies import Refused
 from cellos.server.state import ServerState, unavailable
 
 ATTEMPTS = 8
+ADMISSION_SECONDS = 1.0
+"""How long a name that is reserved waits for its formation before another one may have it."""
+_POLL_SECONDS = 0.02
 _UNKNOWN = "whether it was written is not known; repeat the request, with the same Idempotency-Key where it has one"
 
 
@@ -47,7 +52,7 @@ class _Lost(Exception):  # no error: look again
 
 
 async def create(state: ServerState, formation: Formation, key: str | None) -> str:
-    """Reserve the name and admit the formation, in one write. Gives its id.
+    """Reserve the name, then admit the formation under that reservation. Gives its id.
 
     A `key` (Idempotency-Key) names the formation: a repetition finds it and gives the same id, whatever became of it. Raises Refused.
     """
@@ -55,20 +60,21 @@ async def create(state: ServerState, formation: Formation, key: str | None) -> s
     log = state.required_log()
     holder, expected = state.projection.name(formation.name)
     for _ in range(ATTEMPTS):
-        if holder is None or await _has_ended(state, log, holder):
-            try:
-                ack = await _commit(log, _admission(state, formation_id, formation, key, expected))
-            except _Lost:
-                holder = None
-            else:
-                await state.applied(ack.sequence)
-                return formation_id
-        if key is not None and await _is_repeated(state, log, formation_id, formation):
+        may_be_repeated = key is not None and (holder is not None or state.projection.formation(formation_id) is not None)
+        if may_be_repeated and await _is_repeated(state, log, formation_id, formation):
             return formation_id
-        if holder is not None:
+        if holder not in {None, formation_id} and not await _is_free(state, log, holder):
             raise Refused(name_taken(formation.name, holder))
-        reservation = await log.last(name_subject(formation.name))
-        holder, expected = _holder(reservation), reservation.sequence if reservation is not None else 0
+        try:
+            if holder != formation_id:
+                expected = (await _commit(log, [_reservation(state, formation_id, formation, expected)])).sequence
+            ack = await _commit(log, [_admission(state, formation_id, formation, key, expected)])
+        except _Lost:
+            reservation = await log.last(name_subject(formation.name))
+            holder, expected = _holder(reservation), reservation.sequence if reservation is not None else 0
+            continue
+        await state.applied(ack.sequence)
+        return formation_id
     raise unavailable("too many writers of this name at once; retry later")
 
 
@@ -78,26 +84,28 @@ def id_of_key(key: str) -> str:
     return uuid4(digest[:16])
 
 
-def _admission(state: ServerState, formation_id: str, formation: Formation, key: str | None, expected: int) -> list[Message]:
+def _reservation(state: ServerState, formation_id: str, formation: Formation, expected: int) -> Message:
     event_id, time = state.new_event()
     reserved = formation_events.name_reserved(formation_id, formation.name, event_id=event_id, time=time)
+    return Message(subject=name_subject(formation.name), payload=canonical_bytes(reserved), message_id=reserved.id, expected_last=expected)
+
+
+def _admission(state: ServerState, formation_id: str, formation: Formation, key: str | None, reservation: int) -> Message:
+    """The log takes it only while the name is reserved for it, so the two writes need no batch, which takes NATS tens of their time.
+
+    With a key, the id of the event is the key's too: of two servers that are asked at once, the log takes one.
+    """
     event_id, time = state.new_event()
+    if key is not None:
+        event_id = formation_id
     created = formation_events.created(formation_id, formation, event_id=event_id, time=time, idempotency_key=key)
-    return [
-        Message(
-            subject=name_subject(formation.name),
-            payload=canonical_bytes(reserved),
-            message_id=reserved.id,
-            expected_last=expected,
-        ),
-        Message(
-            subject=subject_of(formation_id, "created"),
-            payload=canonical_bytes(created),
-            message_id=created.id,
-            expected_last=0,
-            expected_filter=subjects_of(formation_id),
-        ),
-    ]
+    return Message(
+        subject=subject_of(formation_id, "created"),
+        payload=canonical_bytes(created),
+        message_id=created.id,
+        expected_last=reservation,
+        expected_filter=name_subject(formation.name),
+    )
 
 
 async def _is_repeated(state: ServerState, log: EventLog, formation_id: str, formation: Formation) -> bool:
@@ -254,15 +262,22 @@ def _record(state: ServerState, formation_id: str) -> FormationRecord | None:
     return msgspec.json.decode(line, type=FormationRecord) if line is not None else None
 
 
-async def _has_ended(state: ServerState, log: EventLog, formation_id: str) -> bool:
-    """As of its last event in the log. By that event alone where the projection began after the formation did."""
-    last = await log.last(subjects_of(formation_id))
-    if last is not None:
-        await state.applied(last.sequence)
-    record = _record(state, formation_id)
+async def _is_free(state: ServerState, log: EventLog, holder: str) -> bool:
+    """Whether a name that is reserved for `holder` may be reserved again: the formation has ended, or never came to be.
+
+    By its last event alone where the projection began after the formation did. A server that died between the two writes leaves a name
+    without a formation; one that is about to write the second gets a moment, after which its write is refused.
+    """
+    deadline = time.monotonic() + ADMISSION_SECONDS
+    while (last := await log.last(subjects_of(holder))) is None:
+        if time.monotonic() > deadline:
+            return True
+        await asyncio.sleep(_POLL_SECONDS)
+    await state.applied(last.sequence)
+    record = _record(state, holder)
     if record is not None:
         return record.status in TERMINAL
-    phase = _phase(last) if last is not None else None
+    phase = _phase(last)
     return phase is not None and status_of(phase) in TERMINAL
 
 

@@ -81,7 +81,7 @@ class Crew:
     def dispatch(self, formation_id: str, member_id: str, number: int = 1, *, pool: str = "default", phase: Phase = "launching") -> None:
         """Ask for an attempt."""
         attempt = Attempt(formation_id, member_id, number)
-        self.phase(formation_id, phase, dispatched=[member_id])
+        self.phase(formation_id, phase, dispatched=[{"memberId": member_id, "attempt": number}])
         event = runs.dispatched(
             attempt,
             name="demo",

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from cellos.core.events import COMMAND_COMPLETED, DESTROYED, STARTED, Event
-from cellos.core.formation.decide import Action, Close, Void, Write
+from cellos.core.formation.decide import Action, Ask, Close, Dispatch, Void, Write
 from cellos.core.formation.documents import parse_formation
 from cellos.core.formation.events import DELETED, created, phase_event, phase_of, subject_of, subjects_of
 from cellos.core.formation.members import cell_id
@@ -118,14 +118,20 @@ class FormationLog:
 
     def append_phase(self, phase: Phase, **more: Any) -> None:
         """Whatever anybody says of the formation."""
-        event = phase_event(self.id, phase, name="demo", cell_count=len(self.formation.members), **more, **self._stamp())
+        more |= self._stamp()
+        event = phase_event(self.id, phase, name="demo", cell_count=len(self.formation.members), **more)
         self.commit(Message(subject_of(self.id, phase), event))
 
-    def act(self, action: Action, last_sequence: int) -> bool:
-        """What a controller does that saw the formation's events up to `last_sequence`. False where the log did not take it."""
+    def act(self, action: Action, last_sequence: int, *, asks: bool = True) -> bool:
+        """What a controller does that saw the formation's events up to `last_sequence`. False where the log did not take it.
+
+        Without `asks` it dies as soon as it has told what it dispatches.
+        """
         match action:
             case Write():
-                return self._write(action, last_sequence)
+                return self._write(action, last_sequence, asks=asks)
+            case Ask(dispatch):
+                return self._ask(dispatch)
             case Void(attempt, reason):
                 return self.commit(Message(run_subject(attempt), void(attempt, reason=reason, **self._stamp()), 0))
             case Close(attempt, run_id, life):
@@ -136,7 +142,8 @@ class FormationLog:
                 data = {"outcome": "failed", "reason": NODE_LOST, "runId": run_id, "life": life}
                 return self.commit(Message(run_subject(attempt), self.run_event(attempt, DESTROYED, data)))
 
-    def _write(self, write: Write, last_sequence: int) -> bool:
+    def _write(self, write: Write, last_sequence: int, *, asks: bool) -> bool:
+        stamp = self._stamp()
         event = phase_event(
             self.id,
             write.phase,
@@ -144,26 +151,27 @@ class FormationLog:
             cell_count=len(self.formation.members),
             failed_cell_ids=write.failed_cell_ids,
             reason=write.reason,
-            dispatched=[each.attempt.member_id for each in write.dispatch],
+            dispatched=[each.attempt for each in write.dispatch],
+            event_id=stamp["event_id"],
+            time=stamp["time"],
+        )
+        if not self.commit(Message(subject_of(self.id, write.phase), event, last_sequence, subjects_of(self.id))):
+            return False
+        for each in write.dispatch if asks else ():
+            self._ask(each)
+        return True
+
+    def _ask(self, dispatch: Dispatch) -> bool:
+        event = dispatched(
+            dispatch.attempt,
+            name="demo",
+            pool=dispatch.pool,
+            work=dispatch.work,
+            spec=dispatch.spec,
+            on_disconnect=self.formation.on_disconnect,
             **self._stamp(),
         )
-        work = [
-            Message(
-                work_subject(each.pool, each.work, each.attempt),
-                dispatched(
-                    each.attempt,
-                    name="demo",
-                    pool=each.pool,
-                    work=each.work,
-                    spec=each.spec,
-                    on_disconnect=self.formation.on_disconnect,
-                    **self._stamp(),
-                ),
-                0,
-            )
-            for each in write.dispatch
-        ]
-        return self.commit(Message(subject_of(self.id, write.phase), event, last_sequence, subjects_of(self.id)), *work)
+        return self.commit(Message(work_subject(dispatch.pool, dispatch.work, dispatch.attempt), event, 0))
 
     def claim(self, attempt: Attempt, *, life: str = "life", node: str = "node") -> Run | None:
         """None where somebody has it, or nobody may."""

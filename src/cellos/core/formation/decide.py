@@ -11,8 +11,10 @@ What is asked for, in this order of importance:
    it is `cancelled` after a delete, and `failed` otherwise.
 3. When the deadline passed, or a critical member failed for good, what runs is cancelled; where nothing runs, the formation is `failed`.
 4. When all members ended it is `completed`.
-5. Members whose turn it is are dispatched, as many as may be under way at once, together with the status that holds after it.
+5. Members whose turn it is are dispatched, as many as may be under way at once: an event of the formation names the attempts, with the
+   status that holds after it, and nodes are asked for them.
 6. Else the status is told where it changed.
+7. Nodes are asked again for attempts that an event named some time ago, and that nobody was asked for since: its writer is gone.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from cellos.core.formation.transitions import Phase, status_of
 IN_FLIGHT = 32
 """How many attempts of one formation are under way at once, so that a large one leaves room for others."""
 MOST_DISPATCHED = 500
-"""In one write: the log takes at most 1,000 messages together."""
+"""In one event, which stays well below the largest that the log takes."""
+ASK_AFTER_MS = 1000
+"""Whoever decides on an attempt asks for it at once. After this it is anybody's to do."""
 
 
 class Dispatch(NamedTuple):
@@ -44,12 +48,21 @@ class Dispatch(NamedTuple):
 
 
 class Write(NamedTuple):
-    """An event of the formation, and in the same batch what is dispatched. It holds after `FormationState.last_sequence` alone."""
+    """An event of the formation, which names what is dispatched; after it, nodes are asked for that.
+
+    It holds after `FormationState.last_sequence` alone.
+    """
 
     phase: Phase
     reason: str | None = None
     failed_cell_ids: tuple[str, ...] = ()
     dispatch: tuple[Dispatch, ...] = ()
+
+
+class Ask(NamedTuple):
+    """Nodes are to be asked for an attempt that an event of the formation has named. It holds where the subject of that work is empty."""
+
+    dispatch: Dispatch
 
 
 class Void(NamedTuple):
@@ -67,7 +80,7 @@ class Close(NamedTuple):
     life: str
 
 
-Action = Write | Void | Close
+Action = Write | Ask | Void | Close
 
 
 class Decision(NamedTuple):
@@ -96,7 +109,9 @@ def decide(state: FormationState, now_ms: int, lost: Container[str] = (), *, in_
     if state.cancelling is not None:
         return Decision((*closed, *_cancel(state, state.cancelling)))
     write, wake_at_ms = _go_on(state, state.formation.deadline_seconds, now_ms, in_flight)
-    return Decision((*closed, write) if write else tuple(closed), wake_at_ms)
+    asked, ask_at_ms = _ask(state, now_ms)
+    wakes = [each for each in (wake_at_ms, ask_at_ms) if each is not None]
+    return Decision((*closed, *((write,) if write else ()), *asked), min(wakes, default=None))
 
 
 def _unreadable(state: FormationState) -> Decision:
@@ -130,9 +145,16 @@ def _go_on(state: FormationState, deadline_seconds: int, now_ms: int, in_flight:
         phase,
         _what_is_wrong(state) if degraded else None,
         state.failed_cell_ids() if degraded else (),
-        tuple(_dispatch(state.id, member) for member in due),
+        tuple(_dispatch(Attempt(state.id, member.id, member.next_attempt), member) for member in due),
     )
     return write, wake_at_ms
+
+
+def _ask(state: FormationState, now_ms: int) -> tuple[list[Ask], int | None]:
+    """What to ask for now, and when to look again."""
+    due = [attempt for attempt, decided_ms in state.unasked.items() if decided_ms + ASK_AFTER_MS <= now_ms]
+    later = [decided_ms + ASK_AFTER_MS for decided_ms in state.unasked.values() if decided_ms + ASK_AFTER_MS > now_ms]
+    return [Ask(_dispatch(attempt, state.members[attempt.member_id])) for attempt in sorted(due)], min(later, default=None)
 
 
 def _why_over(state: FormationState, deadline_seconds: int, now_ms: int) -> str | None:
@@ -180,8 +202,8 @@ def _next_retry(state: FormationState, now_ms: int) -> int | None:
     return state.backing_off[at][0] if at < len(state.backing_off) else None
 
 
-def _dispatch(formation_id: str, state: MemberState) -> Dispatch:
+def _dispatch(attempt: Attempt, state: MemberState) -> Dispatch:
     member = state.member
     if member.spec is None or member.body is None:
         raise ValueError(f"member {shown(member.id)} has no spec, and its turn came")
-    return Dispatch(Attempt(formation_id, member.id, state.next_attempt), member.pool, work_class(member.spec), member.body)
+    return Dispatch(attempt, member.pool, work_class(member.spec), member.body)

@@ -14,6 +14,7 @@ from typing import Any
 
 from cellos.core.events import PREFIX, Event, present
 from cellos.core.formation.documents import Formation
+from cellos.core.formation.runs import Attempt
 from cellos.core.formation.transitions import PHASES, Phase
 
 FORMATION_PREFIX = "cellos.events.formations."
@@ -66,15 +67,16 @@ def phase_event(
     cell_count: int,
     failed_cell_ids: Sequence[str] = (),
     reason: str | None = None,
-    dispatched: Sequence[str] = (),
+    dispatched: Sequence[Attempt] = (),
     event_id: str,
     time: str,
 ) -> Event:
-    """Any later phase. `cell_count` is the number of the formation's members, `dispatched` the ids of those asked for in the same write."""
+    """Any later phase. `cell_count` is the number of the formation's members; `dispatched` are attempts that begin with this event."""
     if phase == "created":
         raise ValueError("a formation is created by its document: use created()")
     data = _about(formation_id, name, cell_count, failed_cell_ids)
-    return _event(formation_id, FORMATION_TYPE + phase, data | present(reason=reason, dispatched=list(dispatched) or None), event_id, time)
+    named = [{"memberId": each.member_id, "attempt": each.number} for each in dispatched]
+    return _event(formation_id, FORMATION_TYPE + phase, data | present(reason=reason, dispatched=named or None), event_id, time)
 
 
 def name_reserved(formation_id: str, name: str, *, event_id: str, time: str) -> Event:

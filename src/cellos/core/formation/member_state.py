@@ -74,7 +74,6 @@ class Places(NamedTuple):
     critical_failed: bool = False
     unstarted: bool = False
     retrying: bool = False
-    awaited: bool = False
 
 
 class MemberState:
@@ -82,11 +81,11 @@ class MemberState:
 
     __slots__ = (
         "_attempts",
-        "_dispatch_sequence",
         "_failures",
         "_is_blocked_by_failure",
         "_losses",
         "_settled",
+        "asked",
         "blocked_by",
         "dependents",
         "ever_started",
@@ -125,7 +124,8 @@ class MemberState:
         self._settled = 0
         """So many attempts, from the first on, are over and counted."""
         self._failures = self._losses = 0
-        self._dispatch_sequence = 0
+        self.asked = 0
+        """The number of the last attempt that nodes were asked for."""
 
     # --- reading ------------------------------------------------------------------------------------------------------------------------
 
@@ -186,10 +186,9 @@ class MemberState:
         """Whether an attempt of it is not over."""
         return self._settled < len(self._attempts)
 
-    def is_awaited(self, announced: int) -> bool:
-        """Whether the formation's event with this sequence told of an attempt whose own event is yet to come."""
-        # Both are of one batch, and that of the attempt comes after it.
-        return announced > self._dispatch_sequence
+    def may_have(self, number: int) -> bool:
+        """Whether an attempt of that number can be one of it."""
+        return self.member.spec is not None and number <= self.member.most_attempts
 
     # --- changing -----------------------------------------------------------------------------------------------------------------------
 
@@ -199,12 +198,6 @@ class MemberState:
         new = [AttemptState(key=Attempt(formation_id, self.id, each)) for each in range(first, number + 1)]
         self._attempts += new
         return new
-
-    def see_dispatched(self, sequence: int) -> bool:
-        """False where that is no news."""
-        news = sequence > self._dispatch_sequence
-        self._dispatch_sequence = max(self._dispatch_sequence, sequence)
-        return news
 
     def replace(self, new: AttemptState) -> AttemptState:
         """Gives the one that was there."""

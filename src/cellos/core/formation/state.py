@@ -67,8 +67,8 @@ class FormationState:
         """Those that are not over."""
         self.lives: dict[str | None, dict[Attempt, AttemptState]] = {}
         """Of these the claimed ones, by the life of the node that has them."""
-        self.awaited: set[int] = set()
-        """Places of members whose attempt a formation's event told of, and which was not seen itself yet."""
+        self.unasked: dict[Attempt, int] = {}
+        """Attempts that the formation's events decided on, and that no node was asked for yet, with the time of that decision."""
         self.counts: Counter[MemberPhase] = Counter()
         self.ready: list[int] = []
         """Places of members, ascending; so are the next ones."""
@@ -84,7 +84,8 @@ class FormationState:
         """How many members could run, and none of their attempts has started."""
         self.retrying = 0
         """How many members wait to be tried again, or were asked for again and have not started."""
-        self._announced: dict[str, int] = {}
+        self._decided: dict[Attempt, int] = {}
+        """Attempts that were decided on, as far as that was read before `created`."""
         self._steps: list[_Step] = []
         self._early: dict[int, tuple[Attempt, int, str, Event, int | None]] = {}
         """What came before `created`, by sequence."""
@@ -100,7 +101,7 @@ class FormationState:
     @property
     def under_way(self) -> int:
         """How many attempts are not over."""
-        return len(self.open_attempts) + len(self.awaited)
+        return len(self.open_attempts)
 
     def failed_cell_ids(self) -> tuple[str, ...]:
         """In the order of the document. What ended only because the formation is being cancelled did not fail."""
@@ -143,7 +144,7 @@ class FormationState:
             for each in self._steps:
                 self._step(each)
         self.last_sequence = self._steps[-1].sequence
-        self._announce(step.sequence, event.members.get("dispatched"))
+        self._decide(event.members.get("dispatched"), _milliseconds(event, stored_ns))
         if step.phase == "created" and self.created_ms is None:
             self._create(event, stored_ns)
         if self.terminal and not was_terminal:
@@ -169,12 +170,28 @@ class FormationState:
             self.reason = step.reason
         self.status = status
 
-    def _announce(self, sequence: int, dispatched: object) -> None:
-        for id in dispatched if isinstance(dispatched, list) else ():
-            if isinstance(id, str) and sequence > self._announced.get(id, 0):
-                self._announced[id] = sequence
-                if member := self.members.get(id):
-                    self._relist(member)
+    def _decide(self, dispatched: object, time_ms: int) -> None:
+        """Attempts that an event of the formation names begin with it; asking nodes for them follows from it."""
+        for each in dispatched if isinstance(dispatched, list) else ():
+            id, number = (each.get("memberId"), each.get("attempt")) if isinstance(each, dict) else (None, None)
+            if isinstance(id, str) and type(number) is int and number > 0:
+                attempt = Attempt(self.id, id, number)
+                if self.created_ms is None:
+                    self._decided[attempt] = time_ms
+                else:
+                    self._begin(attempt, time_ms)
+
+    def _begin(self, attempt: Attempt, time_ms: int) -> None:
+        member = self.members.get(attempt.member_id)
+        if member is None or not member.may_have(attempt.number):
+            return
+        new = member.known(self.id, attempt.number)
+        self.open_attempts.update((each.key, each) for each in new)
+        known = member.attempts[attempt.number - 1]
+        if attempt.number > member.asked and not known.claimed and known.outcome is None:
+            self.unasked[attempt] = time_ms
+        if new:
+            self._settle(member)
 
     def _create(self, event: Event, stored_ns: int | None) -> None:
         data = event.members
@@ -198,6 +215,9 @@ class FormationState:
                 self.members[id].dependents.append(member)
         for member in self.order:
             self._relist(member)
+        decided, self._decided = self._decided, {}
+        for attempt, time_ms in decided.items():
+            self._begin(attempt, time_ms)
         early, self._early = self._early, {}
         for each in early.values():
             self._apply_attempt(*each)
@@ -205,14 +225,16 @@ class FormationState:
     def _apply_attempt(self, attempt: Attempt, sequence: int, subject: str, event: Event, stored_ns: int | None) -> bool:
         member = self.members.get(attempt.member_id)
         is_work = subject.startswith(WORK_PREFIX)
-        if member is None or member.member.spec is None or attempt.number > member.member.most_attempts:
+        if member is None or not member.may_have(attempt.number):
             return False
         if is_work and event.type != DISPATCHED:
             return False
         new = member.known(self.id, attempt.number)
         self.open_attempts.update((each.key, each) for each in new)
         if is_work:
-            changed = member.see_dispatched(sequence) or bool(new)
+            changed = attempt.number > member.asked or bool(new)
+            member.asked = max(member.asked, attempt.number)
+            self.unasked.pop(attempt, None)
         else:
             old = member.attempts[attempt.number - 1]
             after = old.after(event, _milliseconds(event, stored_ns))
@@ -230,6 +252,8 @@ class FormationState:
             del of_life[old.key]
             if not of_life:
                 del self.lives[old.life]
+        if new.claimed or new.outcome is not None:
+            self.unasked.pop(new.key, None)
         if new.outcome is not None:
             self.open_attempts.pop(new.key, None)
             return
@@ -271,11 +295,9 @@ class FormationState:
         _move(self.failed, index if was.failed else None, index if now.failed else None)
         _move(self.critical_failed, index if was.critical_failed else None, index if now.critical_failed else None)
         _move(self.backing_off, was.backing_off, now.backing_off)
-        (self.awaited.add if now.awaited else self.awaited.discard)(index)
 
     def _places(self, member: MemberState) -> Places:
-        awaited = member.is_awaited(self._announced.get(member.id, 0))
-        phase = self._phase(member, awaited)
+        phase = self._phase(member)
         on_its_way = phase in ("dispatched", "claimed")
         failed = member.final in ("failed", "skipped")
         return Places(
@@ -286,18 +308,15 @@ class FormationState:
             critical_failed=failed and member.member.critical,
             unstarted=(on_its_way or phase == "ready") and not member.ever_started,
             retrying=phase == "backing_off" or (on_its_way and member.ended_attempts > 0),
-            awaited=awaited,
         )
 
-    def _phase(self, member: MemberState, awaited: bool) -> MemberPhase:
+    def _phase(self, member: MemberState) -> MemberPhase:
         if member.final is not None:
             return member.final
         if member.is_open and (attempt := member.current) is not None:
             return "running" if attempt.started else "claimed" if attempt.claimed else "dispatched"
         if self.terminal:
             return "failed" if member.ended_attempts else "skipped"
-        if awaited:
-            return "dispatched"
         if member.ended_attempts:
             return "backing_off"
         return "waiting" if member.unmet else "ready"

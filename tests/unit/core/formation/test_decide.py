@@ -389,7 +389,7 @@ def test_a_document_that_cannot_be_run_fails() -> None:
 
 def test_what_somebody_else_could_read_is_left_to_him() -> None:
     log, state = unreadable()
-    log.append_phase("launching", dispatched=["a"])
+    log.append_phase("launching", dispatched=[Attempt(log.id, "a", 1)])
     log.entries[-1].apply(state)
     assert decide(state, 0) == Decision()
 

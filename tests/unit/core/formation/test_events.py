@@ -22,6 +22,7 @@ from cellos.core.formation.events import (
     subject_of,
     subjects_of,
 )
+from cellos.core.formation.runs import Attempt
 
 UUID = "018f6f0e-0000-7000-8000-000000000001"
 STAMP: dict[str, Any] = {"event_id": "018f6f0e-0000-7000-8000-000000000002", "time": "2026-01-02T03:04:05.000000006+00:00"}
@@ -60,8 +61,10 @@ def test_later_phases(phase: Phase) -> None:
     plain = phase_event(UUID, phase, name="demo", cell_count=2, **STAMP)
     assert (plain.type, plain.source) == (f"dev.cellos.events.cell.formation.v1.{phase}", UUID)
     assert plain.data == {"formationId": UUID, "formationName": "demo", "cellCount": 2, "failedCellIds": []}
-    full = phase_event(UUID, phase, name="demo", cell_count=2, failed_cell_ids=["b"], reason="why", dispatched=["a"], **STAMP)
-    assert full.data == {**plain.data, "failedCellIds": ["b"], "reason": "why", "dispatched": ["a"]}
+    full = phase_event(
+        UUID, phase, name="demo", cell_count=2, failed_cell_ids=["b"], reason="why", dispatched=[Attempt(UUID, "a", 2)], **STAMP
+    )
+    assert full.data == {**plain.data, "failedCellIds": ["b"], "reason": "why", "dispatched": [{"memberId": "a", "attempt": 2}]}
 
 
 def test_nobody_creates_without_a_document() -> None:
@@ -112,7 +115,7 @@ def test_the_events_are_documented() -> None:
     formation = parse_formation(json.dumps(FLAT).encode())
     assert data["formation.v1.created"] == list(created(UUID, formation, idempotency_key="k", **STAMP).data)
     assert data["formation.v1.launching"] == list(
-        phase_event(UUID, "failed", name="n", cell_count=1, reason="r", dispatched=["a"], **STAMP).data
+        phase_event(UUID, "failed", name="n", cell_count=1, reason="r", dispatched=[Attempt(UUID, "a", 2)], **STAMP).data
     )
     assert data["name.v1.reserved"] == list(name_reserved(UUID, "n", **STAMP).data)
     assert {text for kind, text in rows if kind not in data.keys() - {f"formation.v1.{phase}" for phase in PHASES[2:]}} == {"the same"}

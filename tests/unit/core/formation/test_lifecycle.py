@@ -49,7 +49,7 @@ class Auditor:
         self.status: Any = None
         self.cancelling: str | None = None
         self.began: dict[str, int] = {}
-        """How many attempts of a member were asked for."""
+        """How many attempts of a member were decided on."""
         self.claimed: dict[Attempt, str] = {}
         self.ended: dict[Attempt, Entry] = {}
         self.succeeded: set[str] = set()
@@ -62,8 +62,9 @@ class Auditor:
                 continue
             attempt = attempt_of(entry.subject)
             assert attempt is not None
-            if entry.event.type == DISPATCHED:
-                self._dispatched(entry, attempt)
+            if entry.event.type == DISPATCHED:  # it may be late, but never of its own accord
+                assert attempt.number <= self.began.get(attempt.member_id, 0)
+                assert len(self._log.events(entry.subject)) == 1
             else:
                 self._run(entry, attempt)
         self._read = len(self._log.entries)
@@ -74,6 +75,8 @@ class Auditor:
         assert self.cancelling is None or phase in ("failed", "cancelled")
         if phase == "cancelling":
             self.cancelling = entry.event.members["reason"]
+        for each in entry.event.members.get("dispatched", ()):
+            self._begins(entry, Attempt(self._log.id, each["memberId"], each["attempt"]))
         if self.status in TERMINAL:
             assert not self.open_attempts
             self._ended(entry)
@@ -119,9 +122,8 @@ class Auditor:
         asked = {Attempt(self._log.id, id, number + 1) for id, count in self.began.items() for number in range(count)}
         return asked - self.ended.keys()
 
-    def _dispatched(self, entry: Entry, attempt: Attempt) -> None:
+    def _begins(self, entry: Entry, attempt: Attempt) -> None:
         member = next(each for each in self._log.formation.members if each.id == attempt.member_id)
-        # In one batch with the event before it, or before those of its own kind, that say what it is about.
         assert self.cancelling is None
         assert self.status not in TERMINAL
         assert attempt.number == self.began.get(member.id, 0) + 1
@@ -191,10 +193,10 @@ class Controller:
             assert decision == ((), None)
         self._planned = [(action, self.state.last_sequence) for action in decision.actions]
 
-    def do_one(self) -> bool:
-        """Whether there is something left to do. A controller that dies does not come to the next."""
+    def do_one(self, *, asks: bool = True) -> bool:
+        """Whether there is something left to do. A controller that dies does not come to the next, or to asking for what it told."""
         if self._planned:
-            self._log.act(*self._planned.pop(0))
+            self._log.act(*self._planned.pop(0), asks=asks)
         return bool(self._planned)
 
 
@@ -247,7 +249,7 @@ class World:
         self.controllers[pick % 2].plan(self.lost)
 
     def controller_does_one_thing(self, pick: int) -> None:
-        self.controllers[pick % 2].do_one()
+        self.controllers[pick % 2].do_one(asks=pick % 3 != 0)
 
     def controller_works(self, pick: int) -> None:
         controller = self.controllers[pick % 2]
@@ -333,7 +335,8 @@ class World:
             self.auditor.read()
             if controller.state.terminal:
                 break
-            runs = [run for attempt in self.auditor.open_attempts if (run := self.log.claim(attempt, life="last"))]
+            asked = {attempt_of(entry.subject) for entry in self.log.entries if entry.event.type == DISPATCHED}
+            runs = [run for attempt in self.auditor.open_attempts & asked if (run := self.log.claim(attempt, life="last"))]
             for run in runs:
                 run.start()
                 run.end()

@@ -19,6 +19,9 @@ RUN = RunIdentity(cell_id="c", spec_id="s", run_id="r", spec_hash="0" * 64, corr
 FORMATION = parse_formation(b'{"name": "n", "coordinator": "m", "members": [{"id": "m"}]}')
 
 
+BEGUN = [Attempt("f", "m", 1)]
+
+
 def produced() -> Iterator[tuple[str, set[str]]]:
     """Types and the members of their data, with all that they can have and with as little as they must."""
     for event in (
@@ -26,7 +29,7 @@ def produced() -> Iterator[tuple[str, set[str]]]:
         created("f", FORMATION, idempotency_key="k", **STAMP),
         created("f", FORMATION, **STAMP),
         *(phase_event("f", phase, name="n", cell_count=1, **STAMP) for phase in PHASES if phase != "created"),
-        *(phase_event("f", phase, name="n", cell_count=1, reason="r", dispatched=["m"], **STAMP) for phase in PHASES if phase != "created"),
+        *(phase_event("f", phase, name="n", cell_count=1, reason="r", dispatched=BEGUN, **STAMP) for phase in PHASES if phase != "created"),
         dispatched(ATTEMPT, name="n", pool="p", work="base", spec={}, on_disconnect="kill", **STAMP),
         void(ATTEMPT, reason="r", **STAMP),
     ):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cellos.core.events import COMMAND_COMPLETED, DESTROYED, FS_TOUCH, PROCESS_SPAWNED, STARTED, Event
-from cellos.core.formation.decide import Write, decide
+from cellos.core.formation.decide import ASK_AFTER_MS, Ask, Void, Write, decide
 from cellos.core.formation.events import DELETED, FORMATION_TYPE, phase_event, subject_of
 from cellos.core.formation.runs import CLAIMED, DISPATCHED, VOID, Attempt, run_subject, work_subject
 from cellos.core.formation.state import ENDED, MEMBER_PHASES, FormationState
@@ -92,17 +92,45 @@ def test_there_is_one_end() -> None:
     assert state.members["a"].reason == "first"
 
 
-def test_what_was_announced_counts_before_it_is_seen() -> None:
+def test_an_attempt_begins_with_the_event_that_names_it() -> None:
     log, _ = dispatched({"a": {}, "b": {}})
     state = FormationState(FORMATION_ID)
     for entry in log.entries[:2]:
         entry.apply(state)
     assert [member.phase for member in state.order] == ["dispatched", "dispatched"]
-    assert (state.open_attempts, state.under_way) == ({}, 2)
-    assert decide(state, log.now_ms).actions == ()
+    assert (list(state.unasked), state.under_way) == (list(state.open_attempts), 2)
+    assert decide(state, log.now_ms) == ((), log.now_ms + ASK_AFTER_MS)
     for entry in log.entries[2:]:
         entry.apply(state)
-    assert (len(state.open_attempts), state.awaited, state.under_way) == (2, set(), 2)
+    assert (len(state.open_attempts), state.unasked, state.under_way) == (2, {}, 2)
+
+
+def test_who_told_of_an_attempt_and_died_is_stood_in_for() -> None:
+    log = FormationLog(document({"a": {}, "b": {}}))
+    state = log.state()
+    (write,) = decide(state, log.now_ms).actions
+    log.act(write, state.last_sequence, asks=False)
+    log.now_ms += ASK_AFTER_MS
+    asks = decide(log.state(), log.now_ms).actions
+    assert [type(each) for each in asks] == [Ask, Ask]
+    assert all(log.act(each, 0) for each in asks)
+    assert not any(log.act(each, 0) for each in asks)
+    assert decide(log.state(), log.now_ms).actions == ()
+
+
+def test_what_nobody_was_asked_for_is_voided_where_the_formation_is_cancelled() -> None:
+    log = FormationLog(document({"a": {}}))
+    state = log.state()
+    (write,) = decide(state, log.now_ms).actions
+    log.act(write, state.last_sequence, asks=False)
+    log.delete()
+    (void,) = decide(log.state(), log.now_ms + ASK_AFTER_MS).actions
+    assert isinstance(void, Void)
+    log.act(void, 0)
+    assert log.state().unasked == {}
+    (end,) = decide(log.state(), log.now_ms).actions
+    assert isinstance(end, Write)
+    assert end.phase == "cancelled"
 
 
 def test_what_comes_before_the_document_is_kept_for_it() -> None:
@@ -156,7 +184,21 @@ def test_what_is_not_about_it_changes_nothing(subject: str, kind: str) -> None:
     assert (state.status, state.last_sequence, state.members["a"].phase, list(state.open_attempts)) == ("LAUNCHING", 2, "dispatched", [A])
 
 
-@pytest.mark.parametrize("data", [None, [], {"exitCode": True, "runId": 3, "life": [], "outcome": 1, "reason": {}, "dispatched": [1, "z"]}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        {
+            "exitCode": True,
+            "runId": 3,
+            "life": [],
+            "outcome": 1,
+            "reason": {},
+            "dispatched": [1, "z", {"memberId": 1}, {"memberId": "z", "attempt": 1}, {"memberId": "a", "attempt": True}],
+        },
+    ],
+)
 def test_malformed_data_is_taken_for_unknown(data: Any) -> None:
     for kind in (CLAIMED, STARTED, COMMAND_COMPLETED, DESTROYED, VOID):
         _, state = dispatched()
