@@ -245,8 +245,8 @@ SECRET = "correct horse battery staple"
 
 
 @pytest.fixture(scope="module")
-def pool(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The pool of a node that the tests of a module share."""
+def shared(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """A node that the tests of a module share."""
     nodes = Nodes(tmp_path_factory.mktemp("node"))
     pack = nodes.place / "pack.json"
     pack.write_text(
@@ -264,12 +264,17 @@ def pool(nats: NatsServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         CELLOS_SECRET_TOKEN=SECRET,
         CELLOS_POLICY_PACK_PATH=str(pack),
         CELLOS_EXPORT_DIR=str(nodes.place / "out"),
-        CELLOS_NODE_LEASE_MS="2000",
     )
-    yield node.variables["CELLOS_NODE_POOL"]
+    yield node
     assert node.stop() == 0
     left = [path for path in (nodes.place / "state").rglob("*") if path.is_file()]
     assert all(path.name in {"lock", "life"} or path.suffix == ".refused" for path in left), left
+
+
+@pytest.fixture(scope="module")
+def pool(shared: NodeProcess) -> str:
+    """The pool of that node."""
+    return shared.variables["CELLOS_NODE_POOL"]
 
 
 @pytest.fixture(scope="session")

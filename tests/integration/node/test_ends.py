@@ -25,7 +25,9 @@ from cellos.testing.nats_server import NatsServer
 
 pytestmark = pytest.mark.linux_backend
 
-LEASE = {"CELLOS_NODE_LEASE_MS": "2000"}
+LEASE_SECONDS = 5.0
+"""Long enough for a node that a loaded machine does not let run for a while."""
+LEASE = {"CELLOS_NODE_LEASE_MS": f"{LEASE_SECONDS * 1000:.0f}"}
 SECONDS = 60.0
 
 
@@ -207,8 +209,9 @@ def test_stopped_for_longer_than_the_lease(log: Any, nats: NatsServer, nodes: An
     mark = unique()
     attempt = log.dispatch("sleep", mark, pool=pool_of(node))
     log.until_runs(attempt)
+    life = log.until_claimed(attempt)["life"]
     node.signal(signal.SIGSTOP)
-    time.sleep(2.5)
+    wait_for(lambda: time.time_ns() - log.lease(life).created_ns > (LEASE_SECONDS + 0.2) * 1e9, "the end of the lease")
     node.signal(signal.SIGCONT)
     assert log.until_ended(attempt)["reason"] == "node_lost"
     assert alive(mark) == []

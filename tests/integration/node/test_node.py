@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,14 +138,14 @@ def test_a_formation_that_is_to_end(log: Any, pool: str) -> None:
     assert log.stored(late) == [], "it is known, so it is not even claimed"
 
 
-def test_a_run_that_somebody_else_closed_is_killed(log: Any, pool: str) -> None:
+def test_a_run_that_somebody_else_closed_is_killed(log: Any, pool: str, shared: Any) -> None:
     """It is told by the next event that is refused: here what comes after the command that was asked to end itself."""
     attempt = log.dispatch("sh", "-c", "echo up; sleep 1; echo more > f", pool=pool, export={"artifacts": [{"name": "f", "path": "f"}]})
     log.until_runs(attempt)
     last = log.stored(attempt)[-1]
     closed = events.Event(id=log.new_id(), source="test", type=events.DESTROYED, data={"reason": "node_lost"})
     log.write(last.subject, closed, expected_last=last.sequence)
-    log.until(lambda: log.node_of(pool).runs == 0 and log.node_of(pool).slots_free == 4)
+    log.until(lambda: [*Path(shared.variables["CELLOS_STATE_DIR"]).rglob("*.refused")])
     assert log.events(attempt)[-1].id == closed.id
 
 
