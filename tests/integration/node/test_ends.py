@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
@@ -15,6 +16,8 @@ import msgspec
 import pytest
 
 from cellos.core import events
+from cellos.core.evidence.keys import Keyring
+from cellos.core.evidence.verify import verify
 from cellos.core.formation.runs import CLAIMED
 from cellos.errors import ConfigError
 from cellos.eventlog.connect import Settings, connect
@@ -134,6 +137,20 @@ def test_killed_it_leaves_nothing_and_the_next_start_ends_its_runs(log: Any, nat
     assert [group for group in groups if os.path.exists(group)] == []
     assert left(node) == []
     assert log.until_ended(log.dispatch("true", pool=pool_of(node)))["outcome"] == "succeeded"
+
+
+def test_a_signed_record_is_signed_to_its_end_by_the_next_start(log: Any, nats: NatsServer, nodes: Any) -> None:
+    key = os.urandom(32)
+    signing = {"CELLOS_EVENT_SIGNING": "hmac", "CELLOS_EVENT_SIGNING_KID": "k"}
+    node = nodes(nats.url, **signing, CELLOS_EVENT_SIGNING_KEY_BASE64=base64.urlsafe_b64encode(key).decode())
+    attempt = log.dispatch("sleep", "600", pool=pool_of(node))
+    log.until_runs(attempt)
+    node.kill()
+    nodes(nats.url, **node.variables)
+    assert log.until_ended(attempt)["reason"] == "node_restarted"
+    lines = [stored.data + b"\n" for stored in log.stored(attempt)]
+    [run] = verify(lines, ring=Keyring(hmac={"k": key}), require_signed=True).runs
+    assert (run.state, run.signature, run.signers) == ("verified", "verified", ("k",))
 
 
 def test_killed_and_closed_by_a_controller(log: Any, nats: NatsServer, nodes: Any) -> None:
@@ -274,6 +291,14 @@ def test_without_its_launcher_it_ends(log: Any, nats: NatsServer, nodes: Any) ->
     assert node.wait() == 1
     assert node.log[-1]["fields"]["code"] == "host_backend"
     assert log.until_ended(attempt)["reason"] == "node_drained"
+
+
+def test_two_nodes_share_the_work_of_a_pool(log: Any, nats: NatsServer, nodes: Any) -> None:
+    first = nodes(nats.url, CELLOS_NODE_SLOTS="1", CELLOS_NODE_DRAIN_MS="0")
+    second = nodes(nats.url, CELLOS_NODE_SLOTS="1", CELLOS_NODE_DRAIN_MS="0", CELLOS_NODE_POOL=pool_of(first))
+    attempts = [log.dispatch("sleep", "600", pool=pool_of(first)) for _ in range(2)]
+    claims = {log.until_claimed(attempt)["node"] for attempt in attempts}
+    assert claims == {node.variables["CELLOS_NODE_ID"] for node in (first, second)}
 
 
 def test_what_does_not_fit_waits(log: Any, nats: NatsServer, nodes: Any) -> None:
