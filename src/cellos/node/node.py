@@ -79,7 +79,6 @@ class Node:
     ) -> None:
         self._config = config
         self._host = host
-        self._home = home
         self._client = client
         self._launcher = launcher
         self._replicas = replicas
@@ -252,11 +251,14 @@ class Node:
         attempt = 0
         while True:
             try:
-                return await ask()
+                answer = await ask()
             except EventLogError as error:
                 attempt += 1
                 self._trouble(error.text)
                 await asyncio.sleep(pause(attempt))
+            else:
+                self._told = ""
+                return answer
 
     # --- letting go ---------------------------------------------------------------------------------------------------------------------
 
