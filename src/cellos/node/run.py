@@ -49,7 +49,6 @@ class MemberRun:
     def __init__(self, host: Host, work: Work, log: EventLog, output: OutputWriter | None = None, *, run_id: str) -> None:
         self.work = work
         self.run: RunIdentity = work.identity(run_id)
-        self.refused: EventLogError | None = None
         self._host = host
         self._loop = asyncio.get_running_loop()
         self._output = output
@@ -223,7 +222,6 @@ class MemberRun:
         self._reading = self._writing = -1
 
     def _closed_by_another(self, error: EventLogError) -> None:
-        self.refused = error
         if self._emitter.count > 1 or not isinstance(error, WrongSequence):  # else somebody else was quicker to claim it
             _log.warning("the run is no longer ours", extra={"fields": {**self._fields, "error": error.text}})
         self.stop("the run was closed by somebody else", at_once=True)
