@@ -27,9 +27,7 @@ from cellos.core.objects import ObjectStore
 from cellos.fleet.layout import Layout
 from cellos.fleet.queue import Queue, Story
 from cellos.fleet.store import open_store
-
-sys.path.insert(0, str(Path(__file__).parent))
-from s3_proxy import FAULTS, Proxy, by_chance, proxy
+from cellos.testing.s3_proxy import FAULTS, Proxy, by_chance, proxy
 
 T = TypeVar("T")
 SECONDS = 90.0

@@ -32,7 +32,10 @@ T = TypeVar("T")
 
 
 def open_store(url: str, environment: Mapping[str, str], *, request_seconds: float) -> ObjectStore:
-    """The store that a URL or a bucket's name stands for. `request_seconds` bounds each request. Raises ConfigError."""
+    """The store that a URL or a bucket's name stands for. `request_seconds` bounds each request. Raises ConfigError.
+
+    The library reads credentials and region by itself, from the environment of the process.
+    """
     scheme, separator, _ = url.partition("://")
     if not separator:
         scheme, url = "s3", f"s3://{url}"

@@ -10,13 +10,26 @@ from contextlib import contextmanager
 
 REGION = "eu-central-1"
 _SERVER = """
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(port=0, verbose=False)
-server.start()
-print("http://%s:%d" % server.get_host_and_port(), flush=True)
+import logging
+import threading
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+logging.getLogger("werkzeug").disabled = True
+WSGIRequestHandler.protocol_version = "HTTP/1.1"
+answer, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+def application(environment, start):
+    with one_at_a_time:
+        return [b"".join(answer(environment, start))]
+
+server = make_server("127.0.0.1", 0, application, threaded=True)
+server.daemon_threads = True
+print(f"http://127.0.0.1:{server.server_port}", flush=True)
+threading.Thread(target=server.serve_forever, daemon=True).start()
 input()
-server.stop()
 """
+"""One request at a time: by itself it may let two of them create the same object."""
 
 
 class S3Server:
@@ -55,5 +68,4 @@ def s3_server() -> Iterator[S3Server]:
         with opener.open(request, timeout=60):
             pass
         yield S3Server(endpoint)
-        process.stdin.close()
-        process.terminate()
+        process.stdin.write("\n")
