@@ -278,27 +278,29 @@ def check(stored: list[Stored]) -> None:
     """What holds of every formation that ended."""
     lines: list[bytes] = []
     begun: Counter[Attempt] = Counter()
+    named: set[Attempt] = set()
     asked: set[Attempt] = set()
     is_ending = False
     for each in stored:
         event = parse_event(each.data)
         attempt = attempt_of(each.subject)
         if each.subject.startswith(WORK_PREFIX):
-            assert attempt is not None
-            assert not is_ending, "dispatched after the end was decided"
-            assert attempt not in asked
+            assert attempt in named - asked
             asked.add(attempt)
         elif each.subject.startswith(RUN_PREFIX):
-            assert attempt is not None
-            assert attempt in asked
+            assert attempt in named
             if event.type.endswith((".claimed", ".void")):
                 begun[attempt] += 1
             if not event.type.endswith(".void"):
                 lines.append(each.data)
         else:
+            new = {Attempt(event.source, told["memberId"], told["attempt"]) for told in event.members.get("dispatched", ())}
+            assert not (new and is_ending), "an attempt began after the end was decided"
+            assert not new & named
+            named |= new
             is_ending |= each.subject.endswith((".cancelling", ".completed", ".failed", ".cancelled"))
     assert all(count == 1 for count in begun.values())
-    assert set(begun) == asked, "the end came while attempts were open"
+    assert set(begun) == named, "the end came while attempts were open"
     if lines:
         report = verify(lines)
         assert report.verified, report
