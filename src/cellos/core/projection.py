@@ -21,6 +21,7 @@ import msgspec
 from cellos.core.cell import CellRecord, State, fold
 from cellos.core.events import Event
 from cellos.core.formation.events import FORMATION_PREFIX, NAME_PREFIX, name_subject
+from cellos.core.formation.runs import RUN_PREFIX
 from cellos.core.formation.transitions import TERMINAL, Phase, next_status, status_of
 from cellos.core.ids import TimeSyntaxError, unix_ns
 from cellos.core.messages import Message, Signature, Verify, canonical_uuid, envelope_subject, read_message, signature_of
@@ -215,7 +216,7 @@ class Projection:
         mark = None if verify is None else signature_of(envelope, verify)
         last = (_nanoseconds(event.time) if stored_ns is None else stored_ns) // _MILLISECOND
         if kind == "cell":
-            return self._apply_cell(event, last, mark)
+            return self._apply_cell(event, last, mark, in_order=subject.startswith(RUN_PREFIX))
         if kind == "name":
             return self._apply_name(seq, subject, event, last)
         named = _first(event.members, "formationId", "formation_id")
@@ -230,7 +231,8 @@ class Projection:
             return self._begin_formation(seq, id, kind, event, last, mark)
         return self._step_formation(known, kind, event, last, mark)
 
-    def _apply_cell(self, event: Event, last: int, mark: Signature | None) -> ApplyOutcome:
+    def _apply_cell(self, event: Event, last: int, mark: Signature | None, *, in_order: bool) -> ApplyOutcome:
+        """`in_order`: the log takes no event of an attempt before the one before it was over."""
         data = event.members
         cell_id = data.get("cellId")
         if not isinstance(cell_id, str):
@@ -242,7 +244,7 @@ class Projection:
             correlation["formationId"] = canonical_uuid(correlation["formationId"])
         known = self._cells.get(cell_id)
         before = None if known is None else known.history
-        after = fold(before, event)
+        after = fold(before, event, in_order=in_order)
         if after is None or after is before:
             return _LATE
         if known is not None and before is not None:

@@ -14,6 +14,7 @@ from cellos.core.evidence.keys import Keyring
 from cellos.core.evidence.sign import HMAC_SHA256, Signer, verify
 from cellos.core.formation import FormationStatus, Phase, next_status
 from cellos.core.formation.events import FORMATION_TYPE, LEGACY_FORMATION_TYPE, NAME_RESERVED, name_subject, subject_of
+from cellos.core.formation.runs import Attempt, run_subject
 from cellos.core.formation.transitions import PHASES, STATUSES, TERMINAL
 from cellos.core.projection import MAX_CELL_BYTES, MAX_DEPTH, ApplyOutcome, NameUse, Page, Projection, Verify
 from cellos.core.rows import Contents
@@ -141,6 +142,14 @@ class TestCells:
         late = projection.apply(9, ANY, canonical_bytes(cell_event(DESTROYED, run="r1", second=59)))
         assert late == ApplyOutcome("ignored", "it is of an earlier run of the cell")
         assert projection.cell("c") == line
+
+    def test_attempts_of_a_member_follow_each_other_whatever_the_clocks_of_their_nodes_say(self) -> None:
+        projection = Projection()
+        runs = run_of("c", "r1", at=30, exit_code=1), run_of("c", "r2", at=0)
+        for number, run in enumerate(runs, 1):
+            for each in run:
+                projection.apply(projection.cursor + 1, run_subject(Attempt(F[0], "m", number)), canonical_bytes(each))
+        assert (shown(projection.cell("c"))["run_id"], shown(projection.cell("c"))["outcome"]) == ("r2", "succeeded")
 
     @pytest.mark.parametrize("text", [F[0].upper(), F[0].replace("-", ""), "{" + F[0] + "}"])
     def test_the_formation_is_shown_and_found_in_its_canonical_form(self, text: str) -> None:
