@@ -4,7 +4,8 @@ A `console` block holds lines `$ command`; `# exits N` at the end of one promise
 order in one directory that holds nothing but the examples. Lines that set the project up (`scripts/…`) are left out.
 
 Where the host has no control group for us, the commands run as docs/how-to/migrate.md says: in the profile `portable`. A page that says
-`<!-- while: cellos up -->` has its commands run while there is one.
+`<!-- while: cellos up -->` has its commands run while there is one, with two slots. What a page leaves running and names in a file `*.pid`
+is killed in the end.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +53,16 @@ def pages() -> list[ParameterSet]:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A working directory with the examples; `cellos` and `cellos-supervisor` that run this checkout's code, and the Python that does."""
+    """A working directory with the examples; our commands, which run this checkout's code, and the Python that does."""
     (tmp_path / "bin").mkdir()
-    for name, module in (("cellos", "main"), ("cellos-supervisor", "supervisor")):
+    # Set in the scripts themselves: an agent of the fleet hands no such variable on.
+    found = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    for name, target in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].items():
+        module, _, function = target.partition(":")
         script = tmp_path / "bin" / name
-        script.write_text(f"#!{sys.executable}\nimport sys\nfrom cellos.cli.{module} import main\nsys.exit(main())\n")
+        script.write_text(
+            f"#!{sys.executable}\nimport sys\nsys.path[:0] = {found}\nfrom {module} import {function}\nsys.exit({function}())\n"
+        )
         script.chmod(0o755)
     python = tmp_path / "bin/python3"
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -90,12 +98,18 @@ def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, doctor: Any
         "HOME": str(place),
         "CELLOS_STATE_DIR": str(place.parent / "state"),
         "LC_ALL": "C.UTF-8",
+        "CELLOS_NODE_SLOTS": "2",
     }
     if not doctor.rows["limit memory"]["ok"]:
         environment["CELLOS_DEPLOYMENT_PROFILE"] = "portable"
     with control_plane(page, place, environment):
-        for command, promised in commands(page):
-            run(command, promised, place, environment)
+        try:
+            for command, promised in commands(page):
+                run(command, promised, place, environment)
+        finally:
+            for left in place.glob("*.pid"):
+                with suppress(ProcessLookupError):
+                    os.kill(int(left.read_text()), signal.SIGKILL)
 
 
 def run(command: str, promised: int, place: Path, environment: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ _REPORTED = ("num_replicas", "max_age", "max_bytes", "discard", "duplicate_windo
 _REPORTED_DEFAULTS = {"max_msgs": -1, "max_msg_size": -1, "allow_rollup_hdrs": False}
 
 VARIABLES = (
-    Variable("CELLOS_NATS_STREAM_REPLICAS", "1", f"replicas of a stream {STREAM} that is made: 1, 3 or 5"),
+    Variable("CELLOS_NATS_STREAM_REPLICAS", "1", "replicas of the streams that are made: 1, 3 or 5"),
     Variable(
         "CELLOS_NATS_STREAM_MAX_BYTES",
         str(DEFAULT_MAX_BYTES),
