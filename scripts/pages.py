@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cellos.controller import config as controller_config
+from cellos.fleet import config as fleet_config
 from cellos.node import config as node_config
 from cellos.server import config, hub, routes
 from cellos.supervisor.variables import tables
@@ -22,6 +23,7 @@ PARTS: tuple[tuple[str, str, Callable[[], str]], ...] = (
     ("controller.md", "variables", controller_config.table),
     ("node.md", "variables", node_config.table),
     ("node.md", "without effect", node_config.without_effect),
+    ("fleet.md", "variables", fleet_config.table),
 )
 """Page, what its markers are called, and what stands between them."""
 

@@ -125,7 +125,7 @@ def test_two_agents_drain_a_mixed_queue_although_one_is_killed(queue: Queue, tmp
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
     ids = [*(each["spec"]["id"] for each in good), "limited", "failing", "long", "malformed", "huge", "link"]
-    done = queue("wait", "--timeout", str(SECONDS), *ids)
+    done = queue("wait", "--timeout", f"{SECONDS:.0f}s", *ids)
     assert (done.returncode, done.stderr) == (1, "")
     assert set(done.stdout.split("\n")) == {
         *(f"spec/{each['spec']['id']} completed" for each in (*good, limited)),
@@ -204,7 +204,7 @@ def test_a_drain_lets_its_cell_end_and_what_failed_can_be_tried_again(queue: Que
     assert queue("retry", "again").stdout == "spec/again waits for attempt 2\n"
     assert (queue.names("failed"), queue.names("pending")) == ([], ["again.json", "later.json"])
     second = queue.agent("second")
-    done = queue("wait", "spec/again", "later", "--timeout", str(SECONDS))
+    done = queue("wait", "spec/again", "later", "--timeout", f"{SECONDS:.0f}s")
     assert (done.returncode, sorted(done.stdout.splitlines())) == (0, ["spec/again completed", "spec/later completed"])
     story = json.loads(queue("show", "again", "--json").stdout)
     assert [(each["attempt"], each["outcome"], each["node"]) for each in story["receipts"]] == [
@@ -230,7 +230,7 @@ def test_the_environment_of_a_cell_opens_no_bucket(queue: Queue) -> None:
     spec = document("one", "/bin/true")
     queue.submit(spec)
     agent = queue.agent("n1", **given)
-    assert queue("wait", "one", "--timeout", str(SECONDS)).returncode == 0
+    assert queue("wait", "one", "--timeout", f"{SECONDS:.0f}s").returncode == 0
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(SECONDS) == 0
     assert seen.read_text() == "-\n" + json.dumps(spec)

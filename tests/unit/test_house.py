@@ -21,6 +21,9 @@ from cellos.core.documents import CellSpec, Identity, parse_execution_cell
 from cellos.core.events import Draft, RunIdentity
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
+from cellos.fleet.config import VARIABLES as FLEET_VARIABLES
+from cellos.fleet.config import read_config as read_fleet_config
+from cellos.fleet.config import table as fleet_table
 from cellos.http import timeouts
 from cellos.node.config import VARIABLES as NODE_VARIABLES
 from cellos.ports import Receipt, Residue
@@ -117,8 +120,10 @@ def test_the_index_names_every_page() -> None:
 # ---------------------------------------------------------------- variables
 
 VARIABLES = {variable.name: variable for section in SECTIONS for variable in section.variables}
-OF_DAEMONS = {row.name for row in (*SERVER_VARIABLES, *CONTROLLER_VARIABLES, *NODE_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)}
-"""Listed at other pages: docs/reference/server.md, controller.md, node.md."""
+OF_DAEMONS = {
+    row.name for row in (*SERVER_VARIABLES, *CONTROLLER_VARIABLES, *NODE_VARIABLES, *FLEET_VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES)
+}
+"""Listed at other pages: docs/reference/server.md, controller.md, node.md, fleet.md."""
 NAME = re.compile(r"\b(?:CELLOS|CELL_OS|NATS|ACTIONS|RUST)_[A-Z0-9_]+|\b(?:HTTPS?|NO)_PROXY\b")
 NO_VARIABLES = {
     "CELLOS_EVENTS",  # these four are names of streams
@@ -197,6 +202,16 @@ def test_the_variables_of_the_supervisor_are_documented() -> None:
     page = (ROOT / "docs/reference/supervisor.md").read_text()
     generated = page.partition("<!-- variables: begin -->\n")[2].partition("<!-- variables: end -->")[0]
     assert generated.strip() == tables().strip()
+
+
+def test_the_variables_of_the_fleet_are_documented() -> None:
+    # To renew it: PYTHONPATH=src python scripts/pages.py
+    page = (ROOT / "docs/reference/fleet.md").read_text()
+    generated = page.partition("<!-- variables: begin -->\n")[2].partition("<!-- variables: end -->")[0]
+    assert generated.strip() == fleet_table().strip()
+    spy = Spy({"CELLOS_FLEET_BUCKET": "b"})
+    read_fleet_config(spy)
+    assert spy.asked | {"RUST_LOG", "CELLOS_GIT_SHA"} == {row.name for row in FLEET_VARIABLES}
 
 
 def test_the_table_names_every_variable_once_and_says_everything_of_it() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from cellos.cli.control_plane import print_json, print_table, wants_json
+from cellos.cli.control_plane import Duration, print_json, print_table, wants_json
 from cellos.cli.timeline import visible
 from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
@@ -185,12 +185,12 @@ Exit code: 0 when all are completed, 1 when one has failed, 124 when the time is
 """
 )
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC…")
-@click.option("--timeout", type=click.FloatRange(min=0), metavar="SECONDS", help="How long to wait; default for ever.")
+@click.option("--timeout", type=Duration(), metavar="TIME", help="How long to wait: 30s, 10m, 2h; default for ever.")
 @_queue_options
-def wait(specs: Sequence[str], timeout: float | None, **where: str | None) -> int:
+def wait(specs: Sequence[str], timeout: int | None, **where: str | None) -> int:
     """Wait until specs have ended."""
     ids = list(dict.fromkeys(_id(spec) for spec in specs))
-    deadline = time.monotonic() + timeout if timeout is not None else None
+    deadline = time.monotonic() + timeout / 1000 if timeout is not None else None
 
     async def ended(queue: Queue) -> int:
         code, left = 0, ids
@@ -199,7 +199,7 @@ def wait(specs: Sequence[str], timeout: float | None, **where: str | None) -> in
         while left:
             open_ones = []
             for id in left:
-                progress = await _patiently(lambda id=id: queue.progress(id), deadline)  # type: ignore[misc]
+                progress = await _patiently(queue.progress(id))
                 if progress is None or progress.is_open or progress.last is None:
                     open_ones.append(id)
                     continue
@@ -216,10 +216,10 @@ def wait(specs: Sequence[str], timeout: float | None, **where: str | None) -> in
     return _on_queue(ended, where)
 
 
-async def _patiently(ask: Callable[[], Coroutine[Any, Any, _T]], deadline: float | None) -> _T | None:
+async def _patiently(answer: Coroutine[Any, Any, _T]) -> _T | None:
     """An outage of the store is waited for. None: not now."""
     try:
-        return await ask()
+        return await answer
     except StoreUnreachable:
         return None
 
