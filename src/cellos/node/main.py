@@ -20,7 +20,7 @@ import uvloop
 from cellos import __version__
 from cellos.core.formation.runs import NODE_RESTARTED
 from cellos.daemon.process import command, raise_open_files, stop_event
-from cellos.errors import EventLogError, HostBackendError, LogTooOld, NoStream, os_error_text
+from cellos.errors import EventLogError, HostBackendError, LogTooOld, os_error_text
 from cellos.eventlog.connect import LogClient, Settings, connect, pause, read_nats_settings, require_version
 from cellos.eventlog.leases import NODES, Leases, ensure_leases
 from cellos.eventlog.log import EventLog
@@ -141,7 +141,7 @@ async def _begin(plan: _Plan) -> LogClient:
         while True:
             try:
                 await _prepare(plan, client)
-            except (LogTooOld, NoStream):
+            except LogTooOld:
                 raise
             except EventLogError as error:
                 if error.text != told:

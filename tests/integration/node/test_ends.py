@@ -337,6 +337,13 @@ def test_a_variable_that_cannot_be_used(nats: NatsServer, nodes: Any, name: str,
     assert name in fatal["error"]
 
 
+def test_a_server_without_jetstream_is_waited_for(make_server: Any, nodes: Any) -> None:
+    """As one that has only just started."""
+    node = nodes(make_server(jetstream=False).url, wait=False)
+    assert "JetStream" in node.wait_for("no event log; trying again")["error"]
+    assert node.stop() == 0
+
+
 def test_it_can_be_ended_while_it_waits_for_nats(nodes: Any) -> None:
     node = nodes("nats://127.0.0.1:1", wait=False)
     node.wait_for("no event log; trying again")
