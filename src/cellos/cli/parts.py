@@ -106,18 +106,19 @@ class Part:
 
 
 def last_words(path: str) -> str:
-    """Why a part ended, by the last lines of its log."""
+    """Why a part ended, by the last lines of its log: an error that it told, or what is no record of a log at all. Empty: it did not say."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
+    other = ""
     for line in reversed(lines):
         try:
             record = json.loads(line)
             if record["level"] == "ERROR":
                 return str(record["fields"].get("error") or record["fields"]["message"])
         except (ValueError, LookupError, TypeError, AttributeError):
-            continue
-    return lines[-1] if lines else ""
+            other = other or line
+    return other
