@@ -56,9 +56,12 @@ def _run(config: Config, environment: Mapping[str, str]) -> None:
     from cellos.fleet.agent import Agent
     from cellos.fleet.cell import supervisor_environment
     from cellos.fleet.store import open_store
+    from cellos.sandbox import cgroups
     from cellos.supervisor.config import read_config as read_supervisor
     from cellos.supervisor.state import evidence_directory
 
+    # With control groups version 2, a group with a process in it hands nothing down: we go into a leaf, and our supervisors begin there.
+    cgroups.discover(ours=frozenset({os.getpid()}))
     # What would fail every cell is found before a spec is blamed for it.
     program = find_program(config.supervisor, environment.get("PATH"))
     given = supervisor_environment(environment, "agent")
