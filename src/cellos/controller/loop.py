@@ -49,7 +49,7 @@ SET_ASIDE_MS = 60_000
 LONGEST_WAIT_SECONDS = 1.0
 MOST_STALE_TIMERS = 1_000
 WRITES_AT_ONCE = 24
-"""Of all formations. The log takes 50 batches at once."""
+"""Decisions of all formations, so that one of them is soon through."""
 CONSIDERED_AT_ONCE = 50
 """Formations, before whatever else waits gets its turn."""
 _ENDS = tuple(f".{phase}" for phase in PHASES if status_of(phase) in TERMINAL)
