@@ -126,9 +126,10 @@ TIMEOUT_SECONDS = 60
 
 
 def command_line(name: str) -> list[str]:
-    """The console script `cellos` or `cellos-supervisor` as it stands in this checkout or environment."""
-    module = {"cellos": "main", "cellos-supervisor": "supervisor"}[name]
-    return [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; from cellos.cli.{module} import main; main()"]
+    """A console script as it stands in this checkout or environment."""
+    short = {"cellos": "cli.main", "cellos-supervisor": "cli.supervisor"}
+    module = short.get(name) or f"{name.removeprefix('cellos-')}.main"
+    return [sys.executable, "-c", f"import sys; sys.argv[0] = {name!r}; from cellos.{module} import main; main()"]
 
 
 @dataclass(frozen=True, kw_only=True)

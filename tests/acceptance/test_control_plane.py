@@ -46,7 +46,7 @@ class Plane:
         self.directory = commands.state / "up"
         self._ends = ends
         self.process: Any = None
-        self.facts: dict[str, str] = {}
+        self.facts: dict[str, Any] = {}
 
     def start(self, *options: str) -> None:
         """Without a node, unless `options` say more: most of what is tested here runs no cell of its own."""
@@ -110,12 +110,18 @@ class Plane:
 
 
 @pytest.fixture
-def plane(commands: Any, ends: Callable[[Any], None]) -> Iterator[Plane]:
+def down(commands: Any, ends: Callable[[Any], None]) -> Iterator[Plane]:
+    """One that is yet to be started."""
     plane = Plane(commands, ends)
-    plane.start()
     yield plane
-    if plane.process.poll() is None:
+    if plane.process is not None and plane.process.poll() is None:
         plane.stop()
+
+
+@pytest.fixture
+def plane(down: Plane) -> Plane:
+    down.start()
+    return down
 
 
 class TestUp:
@@ -274,6 +280,51 @@ class TestDeathOfAPart:
         assert follower.wait(SECONDS) == 130
         assert plane.stop() == 0
         assert plane.process.stderr.read().count("is started again") == 2
+
+
+@pytest.mark.linux_backend
+class TestFormations:
+    def test_a_pipeline_runs_to_its_end(self, down: Plane) -> None:
+        plane = down
+        plane.start("--slots", "2")
+        assert [(node["slots"], node["classes"][0]) for node in plane.facts["nodes"]] == [(2, "base")]
+        shown = plane.call("apply", "-f", str(EXAMPLES / "formations" / "pipeline.yaml"), "--wait")
+        assert re.search(r"pipeline COMPLETED in .* 7 members: 6 succeeded, 1 failed", shown)
+        assert plane.call("logs", "pipeline/test-flaky") == "attempt 2\n"
+        lint = plane.commands.run("cellos", "logs", "pipeline/lint")
+        assert (lint.stdout, lint.stderr) == ("", "line 7 is too long\n")
+        runs = [json.loads(line) for line in plane.call("events", "--formation", "pipeline", "--json").splitlines()]
+        assert [run["verdict"]["state"] for run in runs] == ["verified"] * 8
+
+    def test_a_node_that_is_killed_and_one_that_joins(self, down: Plane, ends: Callable[[Any], None], tmp_path: Path) -> None:
+        plane = down
+        plane.start("--slots", "1")
+        variables = {
+            "CELLOS_NATS_URL": Path(plane.facts["natsUrl"]).read_text().strip(),
+            "CELLOS_NODE_ID": "second",
+            "CELLOS_NODE_SLOTS": "1",
+            "CELLOS_STATE_DIR": str(tmp_path / "second"),
+        }
+        ends(plane.commands.start("cellos-node", variables=variables))
+        until(lambda: len(plane.get("nodes")) == 2, "the second node is there")
+        spec = {"run": {"argv": ["/bin/sleep", "2"]}, "authority": {}, "lifetime": {"ttlSeconds": 60}}
+        members = [{"id": "m0", "use": "t"}, *({"id": f"m{n}", "authorizedBy": "m0", "use": "t"} for n in range(1, 4))]
+        document = {
+            "name": "shared",
+            "coordinator": "m0",
+            "templates": {"t": spec},
+            "members": [{**m, "onNodeLost": "retry"} for m in members],
+        }
+        path = tmp_path / "shared.json"
+        path.write_text(json.dumps(document))
+        plane.call("apply", "-f", str(path))
+        until(lambda: len([each for each in plane.get("cells") if each["state"] == "running"]) == 2, "both nodes have a cell")
+        plane.kill("cellos.node.main")
+        plane.call("wait", "formation", "shared", "--timeout", "60s")
+        told = [json.loads(line) for line in plane.call("events", "--formation", "shared", "--json").splitlines()]
+        assert [run["verdict"]["state"] for run in told] == ["verified"] * 5
+        nodes = {event["data"]["node"] for run in told for event in run["events"] if event["type"].endswith(".claimed")}
+        assert len(nodes) == 2
 
 
 class TestClient:
