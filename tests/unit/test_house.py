@@ -130,6 +130,10 @@ NO_VARIABLES = {
     "CELLOS_LEASES",
     "CELLOS_OUTPUT",
     "CELLOS_WORK",
+    "CELLOS_ATTEMPT",  # these four are given to the program of a member: docs/reference/formation.md
+    "CELLOS_CELL_ID",
+    "CELLOS_FORMATION",
+    "CELLOS_MEMBER_ID",
     "CELLOS_SERVER",  # of `cellos get` and its like: docs/reference/commands.md
     "CELLOS_EVENT_REQUIRE_SIGNED",  # these three are of `cellos events`: docs/reference/commands.md
     "CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH",
