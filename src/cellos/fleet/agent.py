@@ -15,31 +15,24 @@ from typing import Any
 
 from cellos import __version__
 from cellos.core.documents import MAX_DOCUMENT_BYTES
-from cellos.core.ids import UUID_RANDOM_BYTES, rfc3339, uuid7
+from cellos.core.ids import rfc3339
 from cellos.core.objects import Entry, ObjectStore, Stored
-from cellos.daemon.capacity import Capacity
+from cellos.daemon.capacity import Capacity, Need
 from cellos.errors import ConfigError, LeaseLost, StoreError, StoreUnreachable
-from cellos.fleet.cell import Cell
-from cellos.fleet.claims import Claims, Ending, Held
+from cellos.fleet.claims import Claims
 from cellos.fleet.config import SHORTEST_LEASE_MS, Config
 from cellos.fleet.layout import PARTS
 from cellos.fleet.picks import Memory, Picks, Plan, may_take, plan_of, plan_of_bytes
 from cellos.fleet.progress import InFlight, expired, in_flight
-from cellos.fleet.records import AgentState, Claim, Lease, Receipt, encode
+from cellos.fleet.records import AgentState, Claim, Lease, encode
+from cellos.fleet.runner import LONGEST_BACKOFF, Health, Runner, boottime, new_id
 from cellos.fleet.store import prove
 
-INVALID_SPEC, CANNOT_START = "invalid_spec", "cannot_start"
 HEARTBEAT = "dev.cellos.events.fleet.v1.heartbeat"
-FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0
 FRESH_SECONDS = 1.0
 """A listing that turned out to be old is asked for again, but not more often than this."""
 ABANDONED_NS = 24 * 3600 * 1_000_000_000
 _log = logging.getLogger("cellos_fleet")
-
-
-def boottime() -> float:
-    """Seconds that go on while the machine sleeps: leases do, too."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Agent:
@@ -64,12 +57,10 @@ class Agent:
             new_token=lambda: os.urandom(16).hex(),
         )
         self.capacity = Capacity(slots=config.slots, memory_bytes=config.memory_bytes, cpu_micros=config.cpu_micros)
-        self._supervisor = supervisor
-        self._environment = environment
         self._lenient = lenient
         self._started_at = rfc3339(time.time_ns())
-        self._trouble: str | None = None
-        self._failures = 0
+        self.health = Health(config.node)
+        self._runner = Runner(config, self.claims, supervisor, environment, self.health)
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
         """A slot or some memory has become free."""
@@ -117,12 +108,12 @@ class Agent:
             try:
                 entry = await prove(self.store, key, (self._state(), self._state()))
                 await self._forget_the_dead(entry.modified_ns)
-                self._went_well()
+                self.health.went_well()
                 return
             except StoreUnreachable as error:
-                self._went_wrong(error)
+                self.health.went_wrong(error)
                 self.life = self.claims.life = new_id()  # nobody knows whether the first create was done
-                await self._pause_or_stop(self._backoff(), stop)
+                await self._pause_or_stop(self.health.backoff(), stop)
 
     async def _forget_the_dead(self, now_ns: int) -> None:
         async for page in self.store.pages(self.layout.within("agents")):
@@ -140,11 +131,11 @@ class Agent:
                 continue
             try:
                 entry = await self._next()
-                self._went_well()
+                self.health.went_well()
             except StoreError as error:
                 self._forget_listing()
-                self._went_wrong(error)
-                await self._rest(self._backoff())
+                self.health.went_wrong(error)
+                await self._rest(self.health.backoff())
                 continue
             if entry is None:
                 if not self._got_some:
@@ -237,77 +228,11 @@ class Agent:
             self._missed()
             return
         self._got_some = True
-        await self._carry_out(held)
+        await self._runner.carry_out(held)
 
     def _missed(self) -> None:
         self._stale = True
         self._picks.missed()
-
-    # -- running
-
-    async def _carry_out(self, held: Held) -> None:
-        """From a claim to its end."""
-        if held.fault is not None:
-            ending = Ending(outcome="failed", reason=INVALID_SPEC, detail=held.fault)
-            await self._end(held, ending)
-            return
-        run_id = new_id()
-        if not os.access(self._supervisor, os.X_OK):
-            raise ConfigError(f"{self._supervisor} cannot be executed any more; {held.id} is left to other agents")
-        if not await self.claims.start(held, run_id):
-            return
-        assert held.spec is not None
-        cell: Cell | None = None
-        keeper: asyncio.Task[None] | None = None
-        try:
-            try:
-                cell = await Cell.start(self._supervisor, held.spec, run_id, self._environment, held.deadline)
-                _log.info("running cell", extra=self._fields(spec_id=held.id, run_id=run_id, attempt=held.attempt))
-            except ConfigError as error:
-                ending = Ending(outcome="failed", reason=CANNOT_START, detail=str(error))
-            keeper = asyncio.create_task(self._keep(held, cell))
-            if cell is not None:
-                ending = await cell.wait()
-                _log.info("cell completed — finalizing", extra=self._fields(spec_id=held.id, exit_code=ending.exit_code))
-            await self._end(held, ending)
-        finally:
-            if keeper is not None:
-                keeper.cancel()
-                await asyncio.wait({keeper})
-            if cell is not None:
-                cell.kill()
-
-    async def _keep(self, held: Held, cell: Cell | None) -> None:
-        """Renew the lease until this is cancelled, or the lease is lost: then the cell goes."""
-        wait = self.config.lease_ms / 3000
-        while True:
-            await asyncio.sleep(wait)
-            try:
-                await self.claims.renew(held)
-                wait = self.config.lease_ms / 3000
-                if cell is not None:
-                    cell.extend(held.deadline)
-            except LeaseLost:
-                _log.warning("the lease is lost: the cell is killed", extra=self._fields(spec_id=held.id, run_id=held.run_id))
-                if cell is not None:
-                    cell.kill()
-                return
-            except StoreError as error:
-                self._went_wrong(error)
-                wait = min(1.0, self.config.lease_ms / 10_000)
-
-    async def _end(self, held: Held, ending: Ending) -> None:
-        receipt = await self.claims.commit(held, ending)
-        await self.claims.finish(held, receipt)
-        self._tell(receipt)
-
-    def _tell(self, receipt: Receipt) -> None:
-        fields = {"spec_id": receipt.id, "run_id": receipt.run_id, "exit_code": receipt.exit_code}
-        if receipt.outcome == "completed":
-            _log.info("spec completed successfully", extra=self._fields(**fields))
-        else:
-            fields |= {"reason": receipt.reason, "detail": receipt.detail}
-            _log.warning("spec completed with failure", extra=self._fields(**fields))
 
     # -- what others left behind
 
@@ -354,9 +279,9 @@ class Agent:
         if not may_take(plan, self.config.pool):
             return
         if not await self._has_to_run(seen):
-            await self._take_over(seen, claim, plan)
-        elif len(self._tasks) < self.config.slots and self._fits(seen.id, plan):
-            self._spawn(self._take_over(seen, claim, plan))
+            await self._take_over(seen, claim, Need())
+        elif len(self._tasks) < self.config.slots and self._fits(seen.id, plan) and self.capacity.take(plan.need):
+            self._spawn(self._take_over(seen, claim, plan.need, has_room=True))
 
     async def _has_to_run(self, seen: InFlight) -> bool:
         """Whether a slot is needed: the last word has `take_over`, which looks again."""
@@ -367,18 +292,22 @@ class Agent:
         was_started = newest is not None and newest.started and newest.attempt == progress.attempt
         return not was_started or progress.attempt <= self.config.retries
 
-    async def _take_over(self, seen: InFlight, claim: Claim, plan: Plan) -> None:
-        if seen.id in self._mine or not self.capacity.take(plan.need):
-            return
-        self._mine.add(seen.id)
+    async def _take_over(self, seen: InFlight, claim: Claim, need: Need, *, has_room: bool = False) -> None:
+        """`has_room`: what a cell needs was set aside, and is given back here."""
         try:
-            _log.warning("going on with the claim of an agent that is lost", extra=self._fields(spec_id=seen.id, lost_node=claim.node))
-            held = await self.claims.take_over(seen, claim)
-            if held is not None:
-                await self._carry_out(held)
+            if seen.id in self._mine:
+                return
+            self._mine.add(seen.id)
+            try:
+                _log.warning("going on with the claim of an agent that is lost", extra=self._fields(spec_id=seen.id, lost_node=claim.node))
+                held = await self.claims.take_over(seen, claim)
+                if held is not None and (has_room or held.fault is not None):
+                    await self._runner.carry_out(held)
+            finally:
+                self._mine.discard(seen.id)
         finally:
-            self.capacity.give_back(plan.need)
-            self._mine.discard(seen.id)
+            if has_room:
+                self.capacity.give_back(need)
 
     async def _all(self, part: str) -> list[Entry]:
         assert part in PARTS
@@ -407,14 +336,14 @@ class Agent:
                 "pool_id": self.config.pool,
                 "running": len(self._mine),
                 "slots": self.config.slots,
-                "store": self._trouble or "ok",
+                "store": self.health.state,
                 "draining": self._stop.is_set(),
             }
             _log.info("heartbeat", extra=self._fields(**fields))
             try:
                 await self.store.write(self.layout.agent(self.life), self._state())
             except StoreError as error:
-                self._went_wrong(error)
+                self.health.went_wrong(error)
 
     def _state(self) -> bytes:
         state = AgentState(
@@ -426,7 +355,7 @@ class Agent:
             slots_free=self.capacity.slots_free,
             draining=self._stop.is_set(),
             started_at=self._started_at,
-            store=self._trouble or "ok",
+            store=self.health.state,
             version=__version__,
         )
         return encode(state)
@@ -441,21 +370,6 @@ class Agent:
             self._told.add(what)
             _log.warning(text, extra=self._fields(**fields))
 
-    def _went_wrong(self, error: StoreError) -> None:
-        """The state of the store, told when it changes."""
-        self._failures += 1
-        if self._trouble is None:
-            _log.error("the object store cannot be used; trying again", extra=self._fields(error=error.text, code=error.code))
-        self._trouble = error.text
-
-    def _went_well(self) -> None:
-        if self._trouble is not None:
-            _log.info("the object store can be used again", extra=self._fields(failures=self._failures))
-        self._trouble, self._failures = None, 0
-
-    def _backoff(self) -> float:
-        return float(min(FIRST_BACKOFF * (1 << min(self._failures, 10)), LONGEST_BACKOFF) * random.uniform(0.5, 1.0))
-
     # -- time and tasks
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -466,6 +380,9 @@ class Agent:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         self._changed.set()
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("a claim was left because of a defect of ours", exc_info=error, extra=self._fields())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """What goes wrong with one claim is the matter of that claim; others will go on with it."""
@@ -474,9 +391,9 @@ class Agent:
         except LeaseLost as error:
             _log.warning("a claim is no longer ours", extra=self._fields(error=error.text))
         except StoreError as error:
-            self._went_wrong(error)
+            self.health.went_wrong(error)
             self._stale = True
-            await self._rest(self._backoff())
+            await self._rest(self.health.backoff())
         except ConfigError as error:
             _log.error("cannot run cells", extra=self._fields(error=str(error)))  # its text says all
             await self._rest(LONGEST_BACKOFF)
@@ -489,7 +406,7 @@ class Agent:
             try:
                 await work()
             except StoreError as error:
-                self._went_wrong(error)
+                self.health.went_wrong(error)
 
     async def _until_changed(self) -> None:
         self._changed.clear()
@@ -510,8 +427,3 @@ class Agent:
                 await event.wait()
         except TimeoutError:
             return
-
-
-def new_id() -> str:
-    """A UUIDv7."""
-    return uuid7(time.time_ns() // 1_000_000, os.urandom(UUID_RANDOM_BYTES))
