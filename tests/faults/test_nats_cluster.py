@@ -171,6 +171,9 @@ def test_without_two_of_three_nothing_is_acknowledged_and_everything_can_be_read
         async with opened(cluster) as client:
             log = EventLog(client)
             await complete(client)
+            only = await connect(Settings(url=cluster.members["n1"].url), name="test")
+            assert [each.netloc for each in only.servers] == [cluster.members["n1"].address]  # of those that the cluster announces, none
+            await only.close()
             before = formations(server)
             assert before
             dead = list(cluster.members.values())[:2]

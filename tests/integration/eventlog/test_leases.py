@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from cellos.errors import NoStream, WrongSequence
+from cellos.errors import LogUnreachable, NoStream, WrongSequence
 from cellos.eventlog import leases as module
 from cellos.eventlog.api import ask
+from cellos.eventlog.connect import Settings, connect
 from cellos.eventlog.leases import ControllerLease, Lease, Leases, NodeLease, ensure_leases, read_controller, read_node
 from cellos.testing.nats_server import NatsServer
 
@@ -174,3 +175,24 @@ def test_what_a_lease_says_is_read_back() -> None:
     controller = ControllerLease(controller="c", host="h", pid=1, lease_ms=1, started_at="t")
     assert read_controller(Lease("controllers.c", msgspec.json.encode(controller), 1, 0)) == controller
     assert read_node(Lease("nodes.l", b"{}", 1, 0)) is None
+
+
+def test_nobody_who_could_tell_is_not_nobody_alive(make_server: Callable[..., NatsServer], run: Run) -> None:
+    """A server of a cluster that has just started, or one without JetStream, does not answer: no node is declared dead for that."""
+
+    async def test() -> None:
+        for options in ({}, {"jetstream": False}):
+            client = await connect(Settings(url=make_server(**options).url), name="test")
+            leases = Leases(client)
+            if options:
+                with pytest.raises(NoStream, match="nobody answers"):
+                    await leases.entries()
+            else:
+                assert await leases.entries() == []  # here somebody says that there is no bucket
+                config = module.bucket_config() | {"allow_direct": False}
+                await ask(client, f"STREAM.CREATE.{module.STREAM}", config)
+                with pytest.raises(LogUnreachable, match="has the stream allow_direct"):
+                    await leases.entries()
+            await client.close()
+
+    run(test())
