@@ -52,6 +52,9 @@ WRITES_AT_ONCE = 24
 """Decisions of all formations, so that one of them is soon through."""
 CONSIDERED_AT_ONCE = 50
 """Formations, before whatever else waits gets its turn."""
+_TYPE = b'"type":"'
+_OBSERVED = b'"type":"dev.cellos.events.cell.observability.'
+"""None of these changes what is to be done, as a run tells of its start by itself; they are half of all events. Signed ones are read."""
 _ENDS = tuple(f".{phase}" for phase in PHASES if status_of(phase) in TERMINAL)
 _log = logging.getLogger("cellos.controller")
 
@@ -182,6 +185,8 @@ class Controller:
         for stored in batch:
             subject = stored.subject
             if subject.startswith(RUN_PREFIX):
+                if stored.data.startswith(_OBSERVED, stored.data.find(_TYPE)):
+                    continue
                 formation_id = subject.split(".", 4)[3]
             elif subject.startswith(FORMATION_PREFIX):
                 formation_id = subject.split(".", 4)[3]
