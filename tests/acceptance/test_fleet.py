@@ -55,7 +55,7 @@ class Queue:
             "CELLOS_FLEET_NODE_ID": node,
             "CELLOS_FLEET_SUPERVISOR": str(self.place / "supervisor"),
             "CELLOS_FLEET_POLL_INTERVAL_MS": "200",
-            "CELLOS_FLEET_LEASE_MS": "10000",
+            "CELLOS_FLEET_LEASE_MS": "20000",
             "CELLOS_FLEET_SLOTS": "1",
             "RUST_LOG": "info",
         }
@@ -124,6 +124,8 @@ def test_two_agents_drain_a_mixed_queue_although_one_is_killed(queue: Queue, tmp
     wait_for(lambda: "spec completed successfully" in queue.messages("heir"), "work of the other agent")
     doomed.send_signal(signal.SIGKILL)
     doomed.wait()
+    for path in (queue.fleet / "claimed/long.json", *(queue.fleet / "leases/long").iterdir()):
+        os.utime(path, (0, 0))  # its lease has ended
     ids = [*(each["spec"]["id"] for each in good), "limited", "failing", "long", "malformed", "huge", "link"]
     done = queue("wait", "--timeout", f"{SECONDS:.0f}s", *ids)
     assert (done.returncode, done.stderr) == (1, "")

@@ -52,6 +52,7 @@ for method in ("create", "write", "remove"):
 around(Cell, "start", lambda *_: "start")
 around(Cell, "wait", lambda *_: "wait")
 config.SHORTEST_LEASE_MS = agent.SHORTEST_LEASE_MS = 1000
+agent.Agent._sweep_seconds = lambda _: 0.5  # type: ignore[method-assign]
 skew_ns = int(os.environ.get("SKEW_SECONDS", "0")) * 1_000_000_000
 right_time = time.time_ns
 time.time_ns = lambda: right_time() + skew_ns

@@ -261,14 +261,15 @@ class Agent:
                     self._tell_once(f"sweep {each.id} {error.code}", "cannot go on with a claim", spec_id=each.id, error=str(error))
 
     async def _look_after(self, seen: InFlight, now_ns: int) -> None:
-        if seen.claimed is None or seen.newest is None:
-            if expired(now_ns, seen.last_sign, self.config.lease_ms):
-                await self.claims.clean(seen)
+        if seen.newest is None:
             return
         key = seen.newest.key
         if key not in self._lease_ms:
             self._lease_ms[key] = await self.claims.lease_ms_of(seen)
         if not expired(now_ns, seen.last_sign, self._lease_ms[key]):
+            return
+        if seen.claimed is None:
+            await self.claims.clean(seen)
             return
         claim = await self.claims.read(Claim, seen.claimed.key)
         if claim is None:

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 API in which things go wrong: by chance, or as it is told.
+"""A proxy in front of an S3 API in which things go wrong, as it is told.
 
 What can go wrong with a request: `500`, `503` and `409` are answers that come from nobody behind it; `reset` closes the connection before
 the request is handed on, `lost` after it was done; `hang` does it and never answers.
@@ -7,7 +7,6 @@ the request is handed on, `lost` after it was done; `hang` does it and never ans
 from __future__ import annotations
 
 import http.client
-import random
 import socket
 import threading
 from collections import Counter
@@ -111,6 +110,25 @@ def proxy(endpoint: str, decide: Callable[[str, str], str]) -> Iterator[Proxy]:
         server.server_close()
 
 
-def by_chance(seed: int, share: float) -> Callable[[str, str], str]:
-    dice = random.Random(seed)
-    return lambda _method, _path: dice.choice(FAULTS) if dice.random() < share else ""
+def in_turn(every: int) -> Callable[[str, str], str]:
+    """Each fault in its turn, one in so many requests; `409` where it can be one."""
+    lock = threading.Lock()
+    waiting = list(FAULTS)
+    number = 0
+
+    def decide(method: str, path: str) -> str:
+        nonlocal number
+        with lock:
+            number += 1
+            if number % every:
+                return ""
+            is_create = method == "PUT" and ("/claimed/" in path or "/leases/" in path or "/receipts/" in path)
+            fault = next((each for each in waiting if (each == "409") == is_create), "")
+            if not fault:
+                fault = next(each for each in FAULTS if each != "409")
+            else:
+                waiting.remove(fault)
+                waiting.append(fault)
+            return fault
+
+    return decide

@@ -414,7 +414,7 @@ def play(seed: int, *, agents: int, retries: int, trouble: float, specs: int, st
     return world
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     agents=st.integers(1, 4),
