@@ -21,7 +21,6 @@ from cellos.eventlog.output import ensure_output
 from cellos.eventlog.reader import Reader
 from cellos.eventlog.run_log import RunPublisher
 from cellos.eventlog.stream import ensure_stream
-from cellos.eventlog.work import ensure_work
 from cellos.testing.nats_cluster import NatsCluster, leader_of
 from cellos.testing.server_process import TOKEN, ServerProcess
 
@@ -48,7 +47,7 @@ async def opened(cluster: NatsCluster) -> AsyncIterator[LogClient]:
     client = await connect(Settings(url=cluster.url), name="test")
     try:
         await answered(lambda: ensure_stream(client, replicas=3, max_bytes=MAX_BYTES))
-        for ensure in (ensure_leases, ensure_work, ensure_output):
+        for ensure in (ensure_leases, ensure_output):
             await answered(lambda: ensure(client, replicas=3))  # noqa: B023  # called at once
         yield client
     finally:
@@ -131,7 +130,7 @@ def test_the_leader_dies_while_others_write_and_read(cluster: NatsCluster, serve
 
     async def test() -> None:
         async with opened(cluster) as client, Reader(client) as reader:
-            for stream in (STREAM, "CELLOS_WORK", "CELLOS_OUTPUT", "KV_CELLOS_LEASES"):
+            for stream in (STREAM, "CELLOS_OUTPUT", "KV_CELLOS_LEASES"):
                 assert await answered(lambda: replicas(client, stream)) is not None  # noqa: B023
             log = EventLog(client)
             live = asyncio.create_task(ids(reader, "last"))

@@ -126,10 +126,9 @@ OF_DAEMONS = {
 """Listed at other pages: docs/reference/server.md, controller.md, node.md, fleet.md."""
 NAME = re.compile(r"\b(?:CELLOS|CELL_OS|NATS|ACTIONS|RUST)_[A-Z0-9_]+|\b(?:HTTPS?|NO)_PROXY\b")
 NO_VARIABLES = {
-    "CELLOS_EVENTS",  # these four are names of streams
+    "CELLOS_EVENTS",  # these three are names of streams
     "CELLOS_LEASES",
     "CELLOS_OUTPUT",
-    "CELLOS_WORK",
     "CELLOS_ATTEMPT",  # these four are given to the program of a member: docs/reference/formation.md
     "CELLOS_CELL_ID",
     "CELLOS_FORMATION",

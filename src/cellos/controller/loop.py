@@ -37,7 +37,6 @@ from cellos.eventlog.log import EventLog
 from cellos.eventlog.reader import Reader
 from cellos.eventlog.stored import Stored
 from cellos.eventlog.stream import StreamSettings, ensure_stream
-from cellos.eventlog.work import ensure_work
 
 FIRST_RETREAT_MS = 20
 LONGEST_RETREAT_MS = 250
@@ -147,7 +146,6 @@ class Controller:
         while True:
             try:
                 await ensure_stream(self._client, replicas=self._stream.replicas, max_bytes=self._stream.max_bytes)
-                await ensure_work(self._client, replicas=self._stream.replicas)
                 await ensure_leases(self._client, replicas=self._stream.replicas)
             except LogTooOld:
                 raise

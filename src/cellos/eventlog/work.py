@@ -1,7 +1,8 @@
-"""The work queue of nodes: the stream CELLOS_WORK takes what is dispatched from the log, and gives each message to one node, until it acks.
+"""The work queue of nodes: what is dispatched in the log goes to one node each, until that node acks.
 
-There is one durable consumer per pool and class, shared by all nodes that can run such work. A message is a hint and no promise: it may
-come twice, or late, or of an attempt that somebody else runs; the claim in the log decides.
+There is one durable consumer of the log per pool and class, shared by all nodes that can run such work. A message is a hint and no promise:
+it may come twice, or late, or of an attempt that somebody else runs; the claim in the log decides. A stream of its own that NATS fills from
+the log would forget what is done, but in a cluster whose leader died NATS begins to fill it again only after pauses of up to minutes.
 """
 
 from __future__ import annotations
@@ -20,14 +21,10 @@ from nats.aio.subscription import Subscription
 
 from cellos.core.formation.runs import WORK_CLASSES, WORK_PREFIX, WorkClass, token, work_filter
 from cellos.errors import EventLogError, LogUnreachable
-from cellos.eventlog.api import STREAM as LOG_STREAM
-from cellos.eventlog.api import ask, without_prefix
+from cellos.eventlog.api import STREAM, ask, without_prefix
 from cellos.eventlog.connect import pause
-from cellos.eventlog.side_stream import NANO, ensure_side_stream
+from cellos.eventlog.side_stream import NANO
 
-STREAM = "CELLOS_WORK"
-MAX_AGE_SECONDS = 31 * 24 * 3600
-"""Longer than a formation may take."""
 ACK_WAIT_SECONDS = 5
 """After which a message that nobody answered goes to another node. A claim takes milliseconds: who is silent is most likely gone."""
 PULL_SECONDS = 5.0
@@ -65,24 +62,6 @@ class WorkItem:
             await self._client.publish(self._reply, text)
 
 
-def work_config(*, replicas: int = 1) -> dict[str, Any]:
-    """As STREAM.CREATE takes it."""
-    return {
-        "name": STREAM,
-        "retention": "workqueue",
-        "storage": "file",
-        "num_replicas": replicas,
-        "max_age": MAX_AGE_SECONDS * NANO,
-        "discard": "old",
-        "sources": [{"name": LOG_STREAM, "filter_subject": f"{WORK_PREFIX}>"}],
-    }
-
-
-async def ensure_work(client: Client, *, replicas: int = 1) -> None:
-    """Make the stream unless it is there. The log must be there. Raises NoStream where the one that is there cannot be used."""
-    await ensure_side_stream(client, work_config(replicas=replicas), needed=("retention", "sources"))
-
-
 def consumer_name(pool: str, work: WorkClass) -> str:
     """Of the durable consumer that all nodes of the pool share."""
     return f"{token(pool)}-{work}"
@@ -106,8 +85,8 @@ def consumer_config(pool: str, work: WorkClass) -> dict[str, Any]:
 class WorkQueue:
     """What a node of `pool` may take: work of these classes, dearest first. One task at a time calls `take`.
 
-    A stream or consumer that is missing, or was removed, is made. It ends with `close`, or as a context manager. `on_trouble` is told,
-    once per reason, why no work can come.
+    A consumer that is missing, or was removed, is made, and offers all that the log has; the log itself is made by others. It ends with
+    `close`, or as a context manager. `on_trouble` is told, once per reason, why no work can come.
     """
 
     def __init__(
@@ -116,13 +95,11 @@ class WorkQueue:
         pool: str,
         classes: Sequence[WorkClass],
         *,
-        replicas: int = 1,
         on_trouble: Callable[[str], None] | None = None,
     ) -> None:
         self._client = client
         self._pool = pool
         self._classes = tuple(sorted(classes, key=WORK_CLASSES.index, reverse=True))
-        self._replicas = replicas
         self._on_trouble = on_trouble
         self._told = ""
         self._subscription: Subscription | None = None
@@ -184,7 +161,6 @@ class WorkQueue:
         if self._subscription is None:
             self._inbox = self._client.new_inbox()
             self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._hear)
-        await ensure_work(self._client, replicas=self._replicas)
         for work in self._classes:
             config = consumer_config(self._pool, work)
             await ask(self._client, f"CONSUMER.DURABLE.CREATE.{STREAM}.{config['durable_name']}", {"stream_name": STREAM, "config": config})

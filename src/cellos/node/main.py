@@ -26,7 +26,6 @@ from cellos.eventlog.leases import NODES, Leases, ensure_leases
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.output import ensure_output
 from cellos.eventlog.stream import StreamSettings, ensure_stream, read_stream_settings
-from cellos.eventlog.work import ensure_work
 from cellos.node.alone import tell_alone
 from cellos.node.config import Config, read_config
 from cellos.node.home import Home
@@ -161,7 +160,6 @@ async def _prepare(plan: _Plan, client: LogClient) -> None:
     host, home, stream = plan.host, plan.home, plan.stream
     await ensure_stream(client, replicas=stream.replicas, max_bytes=stream.max_bytes)
     await ensure_leases(client, replicas=stream.replicas)
-    await ensure_work(client, replicas=stream.replicas)
     await ensure_output(client, replicas=stream.replicas)
     await refuse_namesake(client, plan.config.id, own=home.former)
     log = EventLog(client)

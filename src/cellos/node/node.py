@@ -160,7 +160,7 @@ class Node:
 
     async def _take(self) -> None:
         """Ask for as much as there are slots."""
-        queue = WorkQueue(self._client, self._config.pool, self.classes, replicas=self._replicas, on_trouble=self._trouble)
+        queue = WorkQueue(self._client, self._config.pool, self.classes, on_trouble=self._trouble)
         await self._cancelled.begun.wait()
         async with queue:
             while True:

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 
 from cellos.core.formation.runs import Attempt, WorkClass, work_subject
-from cellos.errors import LogUnreachable, NoStream, OutcomeUnknown
+from cellos.errors import LogUnreachable, OutcomeUnknown
 from cellos.eventlog import work as module
 from cellos.eventlog.api import ask
-from cellos.eventlog.work import STREAM, WorkItem, WorkQueue, ensure_work
+from cellos.eventlog.stream import ensure_stream
+from cellos.eventlog.work import STREAM, WorkItem, WorkQueue
 from cellos.testing.nats_server import NatsServer
 
 Run = Callable[..., None]
@@ -29,8 +30,10 @@ async def dispatch(opened: Any, *numbers: int, work: WorkClass = "base", pool: s
         await opened.log.publish(subject(number, work, pool), b"%d" % number, message_id=f"{pool}-{work}-{number}", expected_last=0)
 
 
-async def in_stream(client: Any) -> int:
-    return int(msgspec.json.decode(await ask(client, f"STREAM.INFO.{STREAM}"))["state"]["messages"])
+async def waiting_for_an_ack(client: Any, work: WorkClass = "base") -> int:
+    """How many messages, delivered or not."""
+    found = msgspec.json.decode(await ask(client, f"CONSUMER.INFO.{STREAM}.{module.consumer_name('default', work)}"))
+    return int(found["num_pending"]) + int(found["num_ack_pending"])
 
 
 async def take(queue: WorkQueue, most: int = 1) -> list[WorkItem]:
@@ -46,20 +49,18 @@ def payloads(items: list[WorkItem]) -> list[bytes]:
 
 def test_what_is_dispatched_comes_once_and_is_gone_when_it_is_acked(server: NatsServer, open_log: Open, run: Run, until: Any) -> None:
     async def test() -> None:
-        async with open_log(server.url) as opened:
-            await ensure_work(opened.client)
-            async with WorkQueue(opened.client, "default", ["base"]) as queue:
-                waiting = asyncio.create_task(take(queue))
-                await dispatch(opened, 1)
-                (only,) = await waiting
-                assert (only.subject, only.payload) == (subject(1), b"1")
-                assert await in_stream(opened.client) == 1
-                await only.ack()
-                assert await until(lambda: nothing_left(opened.client))
-                assert await queue.take(1, 0.2) == []
+        async with open_log(server.url) as opened, WorkQueue(opened.client, "default", ["base"]) as queue:
+            waiting = asyncio.create_task(take(queue))
+            await dispatch(opened, 1)
+            (only,) = await waiting
+            assert (only.subject, only.payload) == (subject(1), b"1")
+            assert await waiting_for_an_ack(opened.client) == 1
+            await only.ack()
+            assert await until(lambda: nothing_left(opened.client))
+            assert await queue.take(1, 0.2) == []
 
     async def nothing_left(client: Any) -> bool:
-        return await in_stream(client) == 0
+        return await waiting_for_an_ack(client) == 0
 
     run(test())
 
@@ -67,11 +68,8 @@ def test_what_is_dispatched_comes_once_and_is_gone_when_it_is_acked(server: Nats
 def test_never_more_comes_than_was_asked_for_and_the_dearest_class_comes_first(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened, WorkQueue(opened.client, "default", ["base", "limits"]) as queue:
-            assert await queue.take(1, 0.5) == []  # makes the stream
             await dispatch(opened, *range(5))
             await dispatch(opened, 10, 11, work="limits")
-            while await in_stream(opened.client) < 7:
-                pass
             found = await take(queue, 4)
             assert payloads(found) == [b"10", b"11", b"0", b"1"]
             assert payloads(await take(queue, 9)) == [b"2", b"3", b"4"]
@@ -82,7 +80,6 @@ def test_never_more_comes_than_was_asked_for_and_the_dearest_class_comes_first(s
 def test_a_node_gets_only_its_pool_and_classes(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened, WorkQueue(opened.client, "a.b", ["base"]) as queue:
-            await ensure_work(opened.client)
             await dispatch(opened, 1, pool="a")
             await dispatch(opened, 2, pool="a.b", work="egress")
             await dispatch(opened, 3, pool="a.b")
@@ -94,42 +91,51 @@ def test_a_node_gets_only_its_pool_and_classes(server: NatsServer, open_log: Ope
 
 def test_two_nodes_share_the_work(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
-        async with open_log(server.url) as opened, open_log(server.url) as other:
-            await ensure_work(opened.client)
-            async with WorkQueue(opened.client, "default", ["base"]) as one, WorkQueue(other.client, "default", ["base"]) as two:
-                both = asyncio.gather(take(one), take(two))
-                await dispatch(opened, 1, 2)
-                assert sorted(payloads([*(await both)[0], *(await both)[1]])) == [b"1", b"2"]
+        async with (
+            open_log(server.url) as opened,
+            open_log(server.url) as other,
+            WorkQueue(opened.client, "default", ["base"]) as one,
+            WorkQueue(other.client, "default", ["base"]) as two,
+        ):
+            both = asyncio.gather(take(one), take(two))
+            await dispatch(opened, 1, 2)
+            assert sorted(payloads([*(await both)[0], *(await both)[1]])) == [b"1", b"2"]
 
     run(test())
 
 
 def test_what_is_not_taken_here_comes_again(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
-        async with open_log(server.url) as opened, open_log(server.url) as other:
-            await ensure_work(opened.client)
-            async with WorkQueue(opened.client, "default", ["base"]) as one, WorkQueue(other.client, "default", ["base"]) as two:
-                await dispatch(opened, 1)
-                (first,) = await take(one)
-                await first.in_progress()
-                await first.nak()
-                (second,) = await take(two)
-                await second.nak(0.3)
-                assert await two.take(1, 0.05) == []
-                (third,) = await take(one)
-                assert third.payload == b"1"
+        async with (
+            open_log(server.url) as opened,
+            open_log(server.url) as other,
+            WorkQueue(opened.client, "default", ["base"]) as one,
+            WorkQueue(other.client, "default", ["base"]) as two,
+        ):
+            await dispatch(opened, 1)
+            (first,) = await take(one)
+            await first.in_progress()
+            await first.nak()
+            (second,) = await take(two)
+            await second.nak(0.3)
+            assert await two.take(1, 0.05) == []
+            (third,) = await take(one)
+            assert third.payload == b"1"
 
     run(test())
 
 
 def test_a_message_for_a_node_that_does_not_want_it_any_more_goes_to_another(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
-        async with open_log(server.url) as opened, open_log(server.url) as other:
-            await ensure_work(opened.client)
-            async with WorkQueue(opened.client, "default", ["base"]) as one, WorkQueue(other.client, "default", ["base"]) as two:
-                assert await one.take(1, 0.2) == []  # its pull waits on
-                await dispatch(opened, 1)
-                assert payloads(await take(two)) == [b"1"]
+        async with (
+            open_log(server.url) as opened,
+            open_log(server.url) as other,
+            WorkQueue(opened.client, "default", ["base"]) as one,
+            WorkQueue(other.client, "default", ["base"]) as two,
+        ):
+            assert await one.take(1, 0.2) == []  # its pull waits on
+            await dispatch(opened, 1)
+            assert payloads(await take(two)) == [b"1"]
 
     run(test())
 
@@ -138,23 +144,22 @@ def test_a_message_for_a_node_that_does_not_want_it_any_more_goes_to_another(ser
 def test_what_was_removed_is_made_again(removed: str, server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened, WorkQueue(opened.client, "default", ["base"]) as queue:
-            await ensure_work(opened.client)
             await dispatch(opened, 1)
             (first,) = await take(queue)
             await first.ack()
-            while await in_stream(opened.client):
+            while await waiting_for_an_ack(opened.client):
                 pass
             waiting = asyncio.create_task(take(queue, 9))
-            call = (
-                f"STREAM.DELETE.{STREAM}" if removed == "stream" else f"CONSUMER.DELETE.{STREAM}.{module.consumer_name('default', 'base')}"
-            )
-            await ask(opened.client, call)
+            if removed == "stream":
+                await ask(opened.client, f"STREAM.DELETE.{STREAM}")
+                await ensure_stream(opened.client, max_bytes=64 << 20)
+            else:
+                await ask(opened.client, f"CONSUMER.DELETE.{STREAM}.{module.consumer_name('default', 'base')}")
             await dispatch(opened, 2)
             found = payloads(await waiting)
-            # A new stream takes all that the log has: a message is only a hint.
             while b"2" not in found:
                 found += payloads(await take(queue, 9))
-            assert (b"1" in found) == (removed == "stream")
+            assert (b"1" in found) == (removed == "consumer")  # a new one gives all that the log has: a message is only a hint
 
     run(test())
 
@@ -162,11 +167,10 @@ def test_what_was_removed_is_made_again(removed: str, server: NatsServer, open_l
 def test_it_goes_on_when_the_server_comes_back_and_old_work_does_not(server: NatsServer, open_log: Open, run: Run, until: Any) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened, WorkQueue(opened.client, "default", ["base"]) as queue:
-            await ensure_work(opened.client)
             await dispatch(opened, 1)
             (first,) = await take(queue)
             await first.ack()
-            while await in_stream(opened.client):
+            while await waiting_for_an_ack(opened.client):
                 pass
             waiting = asyncio.create_task(take(queue, 9))
             await asyncio.to_thread(server.stop)
@@ -186,16 +190,17 @@ def test_it_goes_on_when_the_server_comes_back_and_old_work_does_not(server: Nat
     run(test())
 
 
-def test_a_stream_of_another_kind_is_refused_with_what_is_wrong(server: NatsServer, open_log: Open, run: Run) -> None:
+def test_without_a_log_it_says_so_and_waits(server: NatsServer, open_log: Open, run: Run) -> None:
     async def test() -> None:
         async with open_log(server.url) as opened:
-            await ask(opened.client, f"STREAM.CREATE.{STREAM}", {"name": STREAM, "subjects": ["elsewhere"], "storage": "memory"})
-            with pytest.raises(NoStream, match='retention is "limits", not "workqueue"; sources is unset'):
-                await ensure_work(opened.client)
+            await ask(opened.client, f"STREAM.DELETE.{STREAM}")
             told: list[str] = []
             async with WorkQueue(opened.client, "default", ["base"], on_trouble=told.append) as queue:
                 assert await queue.take(1, 0.5) == []
-            assert len(told) == 1
-            assert "cannot be used" in told[0]
+                assert len(told) == 1
+                assert "stream not found" in told[0]
+                await ensure_stream(opened.client, max_bytes=64 << 20)
+                await dispatch(opened, 1)
+                assert payloads(await take(queue)) == [b"1"]
 
     run(test())

@@ -120,7 +120,7 @@ class Log:
 
     def waiting_work(self, pool: str, work: WorkClass = "base") -> int:
         """Messages of the queue that nobody has acknowledged."""
-        answer = self.do(ask(self._client, f"CONSUMER.INFO.CELLOS_WORK.{consumer_name(pool, work)}"))
+        answer = self.do(ask(self._client, f"CONSUMER.INFO.CELLOS_EVENTS.{consumer_name(pool, work)}"))
         info = json.loads(answer)
         return int(info["num_pending"] + info["num_ack_pending"])
 
