@@ -106,7 +106,7 @@ class Part:
 
 
 def last_words(path: str) -> str:
-    """Why a part ended, by the last lines of its log: an error that it told, or what is no record of a log at all. Empty: it did not say."""
+    """Why a part ended, by the last lines of its log: an error that it told, or what is no record of a log. Empty: it did not say."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))

@@ -178,9 +178,11 @@ Next, in another terminal:  {prefix}cellos apply -f FORMATION --wait
 
 async def _run(files: Files, listener: socket.socket, held: int, ours: Mapping[str, str], *, node: bool, as_json: bool) -> None:
     """`held` is a lock that the parts keep, too. Until a signal. Raises ConfigError, EventLogError, ServerError: it did not start."""
+    from cellos.daemon.process import stop_event
     from cellos.eventlog.embedded import EmbeddedNats
 
-    stop = _stop_event()
+    # The second signal ends this process where it stands, and with it its parts.
+    stop = stop_event(number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN)
     token = _token(files)
     address = Address(url=url_of(listener), token=token, given=False)
     nats = EmbeddedNats(f"{files.directory}/nats", port=_last_nats_port(files), on_trouble=_tell)
@@ -377,22 +379,6 @@ def _write(path: str, text: str) -> None:
     with open(descriptor, "w") as file:
         file.write(f"{text}\n")
     os.replace(f"{path}.new", path)
-
-
-def _stop_event() -> asyncio.Event:
-    """Set by the first signal that asks us to stop. The second one ends this process where it stands, and with it its parts."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def heard(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            loop.add_signal_handler(number, heard, number)
-    return stop
 
 
 def _tell(text: str) -> None:

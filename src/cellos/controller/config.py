@@ -6,13 +6,14 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
 from cellos.core.evidence.sign import KEY, KID, MODE
 from cellos.core.formation.decide import IN_FLIGHT
+from cellos.daemon import variables
+from cellos.daemon.variables import Variable
 from cellos.errors import ConfigError
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
@@ -23,15 +24,6 @@ LEASE_MS = "CELLOS_CONTROLLER_LEASE_MS"
 DEFAULT_LEASE_MS = 15_000
 LARGEST_IN_FLIGHT = 10_000
 LEASE_RANGE_MS = (500, 3_600_000)
-
-
-class Variable(NamedTuple):
-    """A row of the page: `bad` says what a value that cannot be used does."""
-
-    name: str
-    default: str
-    effect: str
-    bad: str
 
 
 VARIABLES = (
@@ -57,10 +49,7 @@ VARIABLES = (
 
 def table() -> str:
     """The table of the page: also what the connection and the stream ask for."""
-    rows = ["| variable | default | effect | a value that cannot be used |", "|---|---|---|---|"]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | {each.bad} |" for each in VARIABLES]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | an error |" for each in (*NATS_VARIABLES, *STREAM_VARIABLES)]
-    return "\n".join(rows) + "\n"
+    return variables.table((*VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES))
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

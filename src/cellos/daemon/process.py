@@ -11,7 +11,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 from cellos.daemon.logs import set_up_logging
@@ -48,8 +48,8 @@ def guarded(name: str, work: Callable[[Mapping[str, str]], None]) -> int:
     return 0
 
 
-def stop_event() -> asyncio.Event:
-    """Set by the first SIGTERM or SIGINT. The second one ends the process where it stands."""
+def stop_event(signals: Iterable[int] = (signal.SIGTERM, signal.SIGINT)) -> asyncio.Event:
+    """Set by the first of these signals. The second one ends the process where it stands."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -58,7 +58,7 @@ def stop_event() -> asyncio.Event:
             os._exit(128 + number)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         loop.add_signal_handler(number, heard, number)
     return stop
 

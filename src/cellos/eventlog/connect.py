@@ -17,7 +17,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -26,6 +26,7 @@ from nats.aio.client import Client
 from nats.aio.client import Server as PoolServer
 from nats.aio.msg import Msg
 
+from cellos.daemon.variables import Variable
 from cellos.errors import ConfigError, LogTooOld, os_error_text
 from cellos.eventlog.nats_url import DEFAULT_URL, Server, read_servers
 from cellos.eventlog.nkey import read_credentials_file, read_seed_file
@@ -38,14 +39,6 @@ PING_SECONDS = 3
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 4.0
 _CONNECT = b"CONNECT "
-
-
-class Variable(NamedTuple):
-    """A row of the table in the docs."""
-
-    name: str
-    default: str
-    effect: str
 
 
 VARIABLES = (

@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 from nats.aio.client import Client
 
+from cellos.daemon.variables import Variable
 from cellos.errors import ConfigError, EventLogError, NoStream
 from cellos.eventlog.api import NO_STREAM, STREAM, ask
-from cellos.eventlog.connect import Variable
 
 SUBJECTS = ("cellos.events.>",)
 MAX_AGE_SECONDS = 90 * 24 * 3600

@@ -6,12 +6,13 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
+from cellos.daemon import variables
 from cellos.daemon.capacity import host_cpu_micros, host_memory_bytes
+from cellos.daemon.variables import Variable
 from cellos.errors import ConfigError
 from cellos.fleet.layout import PARTS, Layout
 
@@ -39,15 +40,6 @@ LONGEST_MS = 86_400_000
 MOST_SLOTS = 4_096
 MOST_RETRIES = 100
 _PREFIX_PART = re.compile(r"[A-Za-z0-9!_.*'()@=+,:-]+")
-
-
-class Variable(NamedTuple):
-    """A row of the page: `bad` says what a value that cannot be used does."""
-
-    name: str
-    default: str
-    effect: str
-    bad: str = "an error"
 
 
 VARIABLES = (
@@ -79,9 +71,7 @@ STORE_VARIABLES = (
 
 def table() -> str:
     """The table of the page."""
-    rows = ["| variable | default | effect | a value that cannot be used |", "|---|---|---|---|"]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | {each.bad} |" for each in (*VARIABLES, *STORE_VARIABLES)]
-    return "\n".join(rows) + "\n"
+    return variables.table((*VARIABLES, *STORE_VARIABLES))
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

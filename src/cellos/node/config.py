@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
 from cellos.core.evidence.redact import VARIABLE as REDACTION
 from cellos.core.formation.members import DEFAULT_POOL
+from cellos.daemon import variables
 from cellos.daemon.capacity import host_cpu_micros, host_memory_bytes
+from cellos.daemon.variables import Variable
 from cellos.errors import ConfigError
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
@@ -55,15 +56,6 @@ KEPT = frozenset(
 """Members of events that others have to read."""
 
 
-class Variable(NamedTuple):
-    """A row of the page: `bad` says what a value that cannot be used does."""
-
-    name: str
-    default: str
-    effect: str
-    bad: str
-
-
 VARIABLES = (
     Variable(NODE_ID, "the host's name", "name of the node; two that run must not have the same", "an error"),
     Variable(POOL, f"`{DEFAULT_POOL}`", "the pool whose members it runs", "an error"),
@@ -84,10 +76,7 @@ VARIABLES = (
 
 def table() -> str:
     """The table of the page: also what the connection and the stream ask for."""
-    rows = ["| variable | default | effect | a value that cannot be used |", "|---|---|---|---|"]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | {each.bad} |" for each in VARIABLES]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | an error |" for each in (*NATS_VARIABLES, *STREAM_VARIABLES)]
-    return "\n".join(rows) + "\n"
+    return variables.table((*VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES))
 
 
 def without_effect() -> str:

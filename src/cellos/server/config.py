@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import msgspec
 
+from cellos.daemon import variables
+from cellos.daemon.variables import Variable
 from cellos.errors import ConfigError
 from cellos.eventlog.connect import VARIABLES as NATS_VARIABLES
 from cellos.eventlog.stream import VARIABLES as STREAM_VARIABLES
@@ -22,15 +23,6 @@ KEYS = "CELLOS_EVENT_VERIFY_KEYS_PATH"
 HMAC_KEYS = "CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH"
 DEFAULT_BIND = "127.0.0.1:8080"
 _TRUE = frozenset({"1", "true"})
-
-
-class Variable(NamedTuple):
-    """A row of the page: `bad` says what a value that cannot be used does."""
-
-    name: str
-    default: str
-    effect: str
-    bad: str
 
 
 VARIABLES = (
@@ -51,10 +43,7 @@ VARIABLES = (
 
 def table() -> str:
     """The table of the page: also what the connection and the stream ask for."""
-    rows = ["| variable | default | effect | a value that cannot be used |", "|---|---|---|---|"]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | {each.bad} |" for each in VARIABLES]
-    rows += [f"| `{each.name}` | {each.default} | {each.effect} | an error |" for each in (*NATS_VARIABLES, *STREAM_VARIABLES)]
-    return "\n".join(rows) + "\n"
+    return variables.table((*VARIABLES, *NATS_VARIABLES, *STREAM_VARIABLES))
 
 
 class Address(msgspec.Struct, frozen=True):
