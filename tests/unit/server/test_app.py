@@ -54,7 +54,10 @@ def test_events_without_a_log(served: Any, query: str, cursor: int) -> None:
     assert served.get(f"/v1/events{query}").json() == {"events": [], "cursor": cursor}
 
 
-@pytest.mark.parametrize("query", ["since=x", "since=-1", "since=18446744073709551616", "limit=-1", "limit=x", "since=1&since=2", "subject=a.b", "subject=cellos..>"])
+@pytest.mark.parametrize(
+    "query",
+    ["since=x", "since=-1", "since=18446744073709551616", "limit=-1", "limit=x", "since=1&since=2", "subject=a.b", "subject=cellos..>"],
+)
 def test_bad_queries_for_events(served: Any, is_problem: Callable[..., None], query: str) -> None:
     is_problem(served.get(f"/v1/events?{query}"), 400, "bad-request", "Failed to deserialize query string: ")
 
