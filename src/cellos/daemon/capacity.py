@@ -8,32 +8,11 @@ from __future__ import annotations
 
 import os
 
-from msgspec import Struct
+from cellos.core.need import MICROS_PER_PROCESSOR, Need
 
-from cellos.core.documents import CellSpec
-
-MICROS_PER_PROCESSOR = 1_000_000
-DEFAULT_PERIOD_MICROS = 100_000
 _CGROUPS = "/sys/fs/cgroup"
 _NO_LIMIT = 1 << 60
 """Version 1 writes a number beyond this where there is no limit."""
-
-
-class Need(Struct, frozen=True, kw_only=True):
-    """What one cell takes, beside its slot. `cpu_micros` are microseconds of processor time per second."""
-
-    memory_bytes: int = 0
-    cpu_micros: int = 0
-
-
-def need_of(spec: CellSpec) -> Need:
-    """What a document declares."""
-    limits = spec.run.limits if spec.run else None
-    cpu = limits.cpu_max if limits else None
-    return Need(
-        memory_bytes=(limits and limits.memory_max_bytes) or 0,
-        cpu_micros=cpu.quota_micros * MICROS_PER_PROCESSOR // (cpu.period_micros or DEFAULT_PERIOD_MICROS) if cpu else 0,
-    )
 
 
 class Capacity:

@@ -16,8 +16,9 @@ from typing import Any
 from cellos import __version__
 from cellos.core.documents import MAX_DOCUMENT_BYTES
 from cellos.core.ids import rfc3339
+from cellos.core.need import Need
 from cellos.core.objects import Entry, ObjectStore, Stored
-from cellos.daemon.capacity import Capacity, Need
+from cellos.daemon.capacity import Capacity
 from cellos.errors import ConfigError, LeaseLost, StoreError, StoreUnreachable
 from cellos.fleet.claims import Claims
 from cellos.fleet.config import SHORTEST_LEASE_MS, Config

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from msgspec import Struct
 
 from cellos.core.documents import parse_execution_cell
+from cellos.core.need import Need, need_of
 from cellos.core.objects import Entry, Stored
-from cellos.daemon.capacity import Need, need_of
 from cellos.errors import CellosError
 
 _LONGEST_FAULT = 500

@@ -15,7 +15,7 @@ from cellos.core.documents.execution_cell import API_VERSION, KIND
 from cellos.core.events import RunIdentity, parse_event
 from cellos.core.formation.members import cell_id
 from cellos.core.formation.runs import DISPATCHED, Attempt, attempt_of
-from cellos.daemon.capacity import Need, need_of
+from cellos.core.need import Need, need_of
 from cellos.errors import EvidenceError, InvalidSpec
 from cellos.supervisor.compose import run_identity
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellos.core.documents import CellSpec, parse_execution_cell
-from cellos.daemon.capacity import Capacity, Need, host_cpu_micros, host_memory_bytes, need_of
+from cellos.core.need import Need, need_of
+from cellos.daemon.capacity import Capacity, host_cpu_micros, host_memory_bytes
 
 
 def spec(limits: dict[str, Any] | None) -> CellSpec:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cellos.core.need import Need
 from cellos.core.objects import Entry, Stored
-from cellos.daemon.capacity import Need
 from cellos.fleet.picks import Memory, Picks, Plan, may_take, plan_of, plan_of_bytes
 
 

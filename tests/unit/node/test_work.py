@@ -8,7 +8,7 @@ import pytest
 
 from cellos.core.events import Event, canonical_bytes
 from cellos.core.formation.runs import Attempt, dispatched, work_subject
-from cellos.daemon.capacity import Need
+from cellos.core.need import Need
 from cellos.errors import EvidenceError
 from cellos.node.work import Work, read_work
 

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple, Protocol
 
-from cellos.core.authority import DEFAULT_CPU_PERIOD_MICROS
 from cellos.core.documents import CellSpec
 from cellos.core.formation.members import Member
 from cellos.core.formation.names import shown
 from cellos.core.formation.runs import WorkClass, work_class
 from cellos.core.formation.state import ENDED, FormationState, MemberState
+from cellos.core.need import MICROS_PER_PROCESSOR, need_of
 
 _MOST_NAMES = 5
-_MICROS_PER_PROCESSOR = 1_000_000
 _ENFORCE: dict[WorkClass, str] = {"base": "run cells", "limits": "enforce limits", "egress": "enforce egress rules"}
 
 
@@ -122,13 +121,11 @@ def _why_not_taken(member: Member, nodes: Sequence[NodeView]) -> str:
 
 def _kinds(spec: CellSpec) -> list[_Kind]:
     """What is not declared is not counted, as nodes do not."""
-    limits = spec.run.limits if spec.run else None
-    cpu = limits.cpu_max if limits else None
-    micros = cpu.quota_micros * _MICROS_PER_PROCESSOR // (cpu.period_micros or DEFAULT_CPU_PERIOD_MICROS) if cpu else 0
+    need = need_of(spec)
     return [
         _Kind(1, lambda node: node.slots, lambda node: node.slots_free, lambda count: f"{count} slot{'' if count == 1 else 's'}"),
-        _Kind((limits and limits.memory_max_bytes) or 0, lambda node: node.memory_bytes, lambda node: node.memory_free, _bytes),
-        _Kind(micros, lambda node: node.cpu_micros, lambda node: node.cpu_free, _processors),
+        _Kind(need.memory_bytes, lambda node: node.memory_bytes, lambda node: node.memory_free, _bytes),
+        _Kind(need.cpu_micros, lambda node: node.cpu_micros, lambda node: node.cpu_free, _processors),
     ]
 
 
@@ -149,6 +146,6 @@ def _bytes(count: int) -> str:
 
 
 def _processors(micros: int) -> str:
-    return f"{micros / _MICROS_PER_PROCESSOR:.2f}".rstrip("0").rstrip(".") + (
-        " processor" if micros == _MICROS_PER_PROCESSOR else " processors"
+    return f"{micros / MICROS_PER_PROCESSOR:.2f}".rstrip("0").rstrip(".") + (
+        " processor" if micros == MICROS_PER_PROCESSOR else " processors"
     )
