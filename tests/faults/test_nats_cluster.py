@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from cellos.core.formation.runs import Attempt, work_subject
 from cellos.errors import EventLogError
 from cellos.eventlog.api import STREAM, ask
 from cellos.eventlog.connect import LogClient, Settings, connect
@@ -21,6 +22,7 @@ from cellos.eventlog.output import ensure_output
 from cellos.eventlog.reader import Reader
 from cellos.eventlog.run_log import RunPublisher
 from cellos.eventlog.stream import ensure_stream
+from cellos.eventlog.work import WorkQueue
 from cellos.testing.nats_cluster import NatsCluster, leader_of
 from cellos.testing.server_process import TOKEN, ServerProcess
 
@@ -125,6 +127,18 @@ async def ids(reader: Reader, last: str) -> list[str | None]:
     return found
 
 
+async def take(client: LogClient, count: int) -> list[str]:
+    """The subjects of so much work, in the order in which it came."""
+    found: list[str] = []
+    async with WorkQueue(client, "default", ["base"]) as queue:
+        while len(found) < count:
+            for item in await queue.take(count, 1.0):
+                await item.ack()
+                if item.subject not in found:  # it may come again where the ack was lost
+                    found.append(item.subject)
+    return found
+
+
 def test_the_leader_dies_while_others_write_and_read(cluster: NatsCluster, server: ServerProcess) -> None:
     each = 30
 
@@ -135,6 +149,10 @@ def test_the_leader_dies_while_others_write_and_read(cluster: NatsCluster, serve
             log = EventLog(client)
             live = asyncio.create_task(ids(reader, "last"))
             run = RunPublisher(log, "cellos.events.runs.f.m.1", last_sequence=0)
+            work = [RunPublisher(log, work_subject("default", "base", Attempt("f", "m", number)), last_sequence=0) for number in (1, 2)]
+            taken = asyncio.create_task(take(client, 2))
+            work[0].add("work1", b"{}")
+            await work[0].drained()
             progress = threading.Semaphore(0)
             posters = [Poster(server, number, each, progress) for number in range(2)]
             for poster in posters:
@@ -147,7 +165,9 @@ def test_the_leader_dies_while_others_write_and_read(cluster: NatsCluster, serve
             dead.kill()
             for number in range(50, 100):
                 run.add(f"run{number}", b"{}")
+            work[1].add("work2", b"{}")
             await run.drained()
+            assert await taken == [publisher.subject for publisher in work]
             for poster in posters:
                 await asyncio.to_thread(poster.join, SECONDS)
                 assert not poster.is_alive()
