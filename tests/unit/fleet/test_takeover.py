@@ -197,6 +197,48 @@ def test_what_was_not_started_is_run_and_what_may_have_been_is_not(store: Memory
     assert (receipt(store).reason, receipt(store).detail) == (AGENT_LOST, "its agent (third) ended or was cut off while it ran")
 
 
+def test_who_was_frozen_before_its_start_finds_the_next_lease(store: MemoryStore) -> None:
+    """There is no receipt yet: the two leases are all that tells."""
+
+    async def play() -> None:
+        await Agent(store, "first").got("a")
+        frozen, heir = Agent(store, "frozen"), Agent(store, "heir")
+        held = await frozen.took("a")
+        taken = await heir.took("a")
+        assert held is not None
+        assert taken is not None
+        assert await heir.start(taken, "run")
+        with pytest.raises(LeaseLost):
+            await frozen.start(held, "another run")
+
+    do(play())
+
+
+def test_a_lease_is_counted_from_before_it_was_asked_for(store: MemoryStore) -> None:
+    class Slow(MemoryStore):
+        async def create(self, key: str, body: bytes) -> bool:
+            agent.time += 2
+            return await super().create(key, body)
+
+        async def write(self, key: str, body: bytes) -> None:
+            agent.time += 3
+            await super().write(key, body)
+
+    slow = Slow()
+    slow.objects = store.objects
+    agent = Agent(slow, "n1")
+
+    async def play() -> None:
+        held = await agent.got("a")
+        assert (held.deadline, agent.time) == (10, 2)
+        assert await agent.start(held, "run")
+        assert (held.deadline, agent.time) == (12, 4)
+        await agent.renew(held)
+        assert (held.deadline, agent.time) == (14, 7)
+
+    do(play())
+
+
 def test_two_cannot_take_the_same_claim_over(store: MemoryStore) -> None:
     async def play() -> None:
         await Agent(store, "first").got("a")
