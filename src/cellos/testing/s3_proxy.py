@@ -123,12 +123,9 @@ def in_turn(every: int) -> Callable[[str, str], str]:
             if number % every:
                 return ""
             is_create = method == "PUT" and ("/claimed/" in path or "/leases/" in path or "/receipts/" in path)
-            fault = next((each for each in waiting if (each == "409") == is_create), "")
-            if not fault:
-                fault = next(each for each in FAULTS if each != "409")
-            else:
-                waiting.remove(fault)
-                waiting.append(fault)
+            fault = next(each for each in waiting if each != "409" or is_create)
+            waiting.remove(fault)
+            waiting.append(fault)
             return fault
 
     return decide
