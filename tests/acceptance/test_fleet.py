@@ -55,7 +55,7 @@ class Queue:
             "CELLOS_FLEET_NODE_ID": node,
             "CELLOS_FLEET_SUPERVISOR": str(self.place / "supervisor"),
             "CELLOS_FLEET_POLL_INTERVAL_MS": "200",
-            "CELLOS_FLEET_LEASE_MS": "20000",
+            "CELLOS_FLEET_LEASE_MS": "14000",
             "CELLOS_FLEET_SLOTS": "1",
             "RUST_LOG": "info",
         }
@@ -284,6 +284,12 @@ def test_without_a_bucket_nothing_goes(arguments: list[str]) -> None:
     assert told.stderr.startswith("Error: failed to read configuration: CELLOS_FLEET_BUCKET is required: environment variable not found")
     assert "status" not in told.stderr.lower()
     assert "Traceback" not in told.stderr
+
+
+def test_a_queue_has_to_be_named(commands: Any) -> None:
+    told = commands.run("cellos", "fleet", "ls")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "set CELLOS_FLEET_BUCKET, or give --bucket" in told.stderr
 
 
 def test_an_argument_is_refused_where_there_is_a_bucket(tmp_path: Path) -> None:

@@ -251,3 +251,14 @@ def test_a_bucket_that_does_not_exist_is_told(s3_server: Any) -> None:
         store = open_store("no-such-bucket", s3_server.environment, request_seconds=30)
     with pytest.raises(StoreError, match="NoSuchBucket"):
         asyncio.run(store.create("a", b""))
+
+
+def test_missing_credentials_are_told_as_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked is a proxy that refuses: the address is one that answers on machines of AWS."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    store = open_store("bucket", {}, request_seconds=5)
+    with pytest.raises(StoreUnreachable, match="no AWS credentials: neither AWS_ACCESS_KEY_ID"):
+        asyncio.run(store.create("a", b""))

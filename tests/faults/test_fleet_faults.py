@@ -30,7 +30,7 @@ from cellos.testing.s3_proxy import FAULTS, Proxy, in_turn, proxy
 
 T = TypeVar("T")
 SECONDS = 90.0
-LEASE_MS, SHORT_LEASE_MS = 60_000, 8_000
+LEASE_MS, SHORT_LEASE_MS = 60_000, 6_000
 """A test may have to wait for the end of a short one. Longer than anything takes on a slow machine."""
 HOUR = 3600
 LAYOUT = Layout("fleet")
@@ -340,7 +340,7 @@ def test_a_request_that_was_done_and_not_answered_is_settled(fault: str, s3_serv
         fleet = with_faults(between)
         ran = quick(fleet)
         fleet.submit(document("one", "/bin/true"))
-        fleet.start("n1", CELLOS_FLEET_LEASE_MS="20000" if fault == "hang" else str(LEASE_MS))
+        fleet.start("n1", CELLOS_FLEET_LEASE_MS="12000" if fault == "hang" else str(LEASE_MS))
         wait_for(lambda: fleet.ended("one"), "the spec")
     assert not left
     [receipt] = fleet.story("one").receipts

@@ -239,6 +239,8 @@ def _on_queue(work: Callable[[Queue], Coroutine[Any, Any, _T]], where: dict[str,
 
     given = {BUCKET: where["bucket"], PREFIX: where["prefix"], QUEUE: where["queue"]}
     environment = {**os.environ, **{name: value for name, value in given.items() if value is not None}}
+    if BUCKET not in environment:
+        raise ConfigError(f"no bucket is named: set {BUCKET}, or give --bucket; file:///DIRECTORY is one to try it with")
     bucket, layout = read_bucket(environment), read_layout(environment)
 
     async def run() -> _T:

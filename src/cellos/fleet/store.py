@@ -28,6 +28,8 @@ PAGE = 1000
 CONNECT_SECONDS = 5
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_TEXT = 300
+_INSTANCE = "169.254.169.254"
+"""Where a machine of AWS asks for its credentials."""
 T = TypeVar("T")
 
 
@@ -205,6 +207,8 @@ async def _outcome(request: Awaitable[T]) -> T:
 def _text(error: Exception) -> str:
     """The library's words, without its debug output, and without what follows a `?` in URLs: that may be a signature."""
     first = str(error).partition("\n\nDebug source")[0]
+    if _INSTANCE in first:
+        return f"no AWS credentials: neither AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set, nor has this machine a role ({_INSTANCE})"
     told = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", first, re.DOTALL)
     head = first.partition("<?xml")[0]
     text = f"{head}{': '.join(part for part in told.groups() if part)}" if told else head
