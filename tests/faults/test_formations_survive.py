@@ -329,6 +329,69 @@ def check_runs(log: list[Stored], formations: set[str]) -> None:
     assert {run.state for run in report.runs} <= {"verified"}, [run for run in report.runs if run.state != "verified"]
 
 
+class HeldNode(NodeProcess):
+    """It stops itself at a step (node_held_at.py)."""
+
+    step = ""
+
+    @property
+    def program(self) -> list[str]:
+        return [str(Path(__file__).with_name("node_held_at.py")), self.step]
+
+
+UNCLAIMED, LOST, TOLD = "it is as if nothing had been", "the run is lost, and tried again", "the run had ended"
+
+
+@pytest.mark.parametrize(
+    ("step", "outcome"),
+    [
+        ("spooled claim", UNCLAIMED),
+        ("claimed", LOST),
+        ("answered", LOST),
+        ("recorded", LOST),
+        ("created", LOST),
+        ("started", LOST),
+        ("destroying", LOST),
+        ("destroyed", LOST),
+        ("spooled end", TOLD),
+        ("told", TOLD),
+    ],
+)
+def test_a_node_that_is_killed_at_a_step(system: System, tmp_path: Path, step: str, outcome: str) -> None:
+    pool = step.replace(" ", "-")
+    variables = {"CELLOS_STATE_DIR": str(tmp_path), "CELLOS_NODE_ID": f"held-{pool}", "CELLOS_NODE_POOL": pool, "CELLOS_NODE_SLOTS": "1"}
+    held = HeldNode(system.nats.url, **variables)
+    held.step = step
+    with NodeProcess(system.nats.url, **variables) as successor:
+        assert successor.stop() == 0  # it only proves that the place is right
+        held.start()
+        member = {"id": "a", "pool": pool, "onNodeLost": "retry", "backoff": {"initialMs": 0}, "spec": spec("true")}
+        answer = system.ask("POST", "/v1/formations", json=document(f"held-{pool}", member))
+        assert answer.status_code == 201, answer.text
+        formation = answer.json()["id"]
+        until(lambda: _is_stopped(held.pid), f"the node came to {step}")
+        held.kill()
+        until(lambda: not living(), "its program is gone")
+        successor.start()
+        until(lambda: system.ask("GET", f"/v1/formations/{formation}").json()["status"] == "COMPLETED", "the formation ends")
+        assert successor.stop() == 0
+    log = log_of(system)
+    check_runs(log, {formation})
+    ends = [event.data for event in events_of(log, formation) if event.type == DESTROYED]
+    reasons = [data.get("reason") for data in ends]
+    assert reasons == (["node_restarted", None] if outcome == LOST else [None])
+    assert [data["residueClass"] for data in ends] == ["none"] * len(ends)
+    assert [str(path) for pattern in ("runs/*.json", "spool/*.jsonl") for path in tmp_path.rglob(pattern)] == []
+
+
+def events_of(log: list[Stored], formation: str) -> list[Event]:
+    return [parse_event(each.data) for each in log if (attempt := attempt_of(each.subject)) and attempt.formation_id == formation]
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def test_the_lists_are_the_fold_of_the_log_and_nothing_is_left(system: System) -> None:
     log = log_of(system)
     projection = Projection()

@@ -180,7 +180,12 @@ class LogClient(Client):
         """As theirs, which would remember for ever each request that it could not send."""
         if not self.is_connected:
             raise nats_errors.OutboundBufferLimitError
-        return await super().request(*given, **options)
+        answer = await super().request(*given, **options)
+        # nats-py waits by `asyncio.wait_for`, which on Python 3.11 forgets a cancellation that comes together with the answer.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise asyncio.CancelledError
+        return answer
 
     async def close(self) -> None:
         """As theirs, and all that stands beside it."""

@@ -52,8 +52,10 @@ class Link(asyncio.Protocol):
         self._asked = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio.Protocol."""
+        """Of asyncio.Protocol. It may come after our end: whoever waited for it was cancelled in that moment."""
         self._transport = cast("asyncio.Transport", transport)
+        if self.failure is not None:
+            self._transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         """Of asyncio.Protocol."""

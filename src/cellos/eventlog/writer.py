@@ -23,6 +23,7 @@ class Writer:
         client.on_close.append(self.close)
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
+        self._closed = False
 
     async def link(self) -> Link:
         """An open connection. Raises LogUnreachable."""
@@ -47,14 +48,15 @@ class Writer:
             raise OutcomeUnknown(f"{what}: {error.text}; whether it was written is not known") from error
 
     def close(self) -> None:
-        """After what is queued was sent."""
+        """After what is queued was sent; also what is on its way."""
+        self._closed = True
         if self._link is not None:
             self._link.close()
 
     async def _open(self) -> Link:
         client = self._client
         link = await open_link(client.settings, client.server, name=f"{client.name}-writer", on_items=_ignore, on_end=_nothing)
-        if client.is_closed:
+        if self._closed:
             link.close()
             raise LogUnreachable("the connection to NATS was closed")
         return link
@@ -63,6 +65,8 @@ class Writer:
         self._opening = None
         if not task.cancelled() and task.exception() is None:
             self._link = task.result()
+            if self._closed:  # in the moment between its end and this
+                self._link.close()
 
 
 def _ignore(items: list[Stored | Control]) -> None:

@@ -31,6 +31,11 @@ class DaemonProcess:
         self._ended = False
 
     @property
+    def program(self) -> list[str]:
+        """What follows the interpreter in the command line."""
+        return ["-m", self.module]
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -46,7 +51,7 @@ class DaemonProcess:
         """Start, without waiting."""
         assert self._process is None or self._process.poll() is not None, "it runs already"
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELLOS_", "RUST_LOG"))}
-        command = [sys.executable, "-W", "error", "-m", self.module]
+        command = [sys.executable, "-W", "error", *self.program]
         self._lines, self._ended = [], False
         self._process = subprocess.Popen(
             command, env=environment | self.variables, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
