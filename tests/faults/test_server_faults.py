@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,5 +98,8 @@ def test_a_log_that_was_wiped_is_made_anew_and_told_as_it_is(tmp_path: Path, gon
         nats.start()
         after.start()
         after.join(SECONDS)
-        assert {each["name"]: each["id"] for each in json.loads(formations(server))["formations"]} == after.acknowledged
+        deadline = time.monotonic() + SECONDS
+        while (listed := {each["name"]: each["id"] for each in json.loads(formations(server))["formations"]}) != after.acknowledged:
+            assert time.monotonic() < deadline, listed  # writes may come through before the reader has found another log
+            time.sleep(0.02)
         assert len(before.acknowledged) == len(after.acknowledged) == EACH

@@ -47,6 +47,11 @@ PRINTED = {
     errors.ServerUnreachable("x"): ("server_unreachable", "server: x"),
     errors.ServerProblem(problem("not-found", "x")): ("server_problem", "server: Not Found: x"),
     errors.CursorExpired("x", oldest=1): ("cursor_expired", "server: x"),
+    errors.StoreError("x"): ("store", "object store: x"),
+    errors.StoreUnreachable("x"): ("store_unreachable", "object store: x"),
+    errors.StoreUnfit("x"): ("store_unfit", "object store: x"),
+    errors.LeaseLost("x"): ("lease_lost", "object store: x"),
+    errors.FleetError("x"): ("fleet", "x"),
 }
 
 
