@@ -1,6 +1,6 @@
 """What is left of a cell: a look at the kernel's own lists, not at our bookkeeping.
 
-Cost: three readlinks per process of this host, and one fstat per descriptor of ours.
+Cost: three readlinks per process of this host, kernel threads left out, and one fstat per descriptor of ours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ Identities = dict[tuple[int, int], str]
 
 Finding = tuple[str, str]
 """(kind, detail): process, namespace, mount or descriptor."""
+
+_PF_KTHREAD = 0x00200000
 
 
 def look(namespaces: Mapping[str, int], identities: Identities, *, ours: Collection[int]) -> Iterator[Finding]:
@@ -30,8 +32,9 @@ def look(namespaces: Mapping[str, int], identities: Identities, *, ours: Collect
 def _processes(inodes: Mapping[str, int]) -> Iterator[Finding]:
     # Of a pid namespace whose process 1 is reaped nobody is left, and nobody can join it any more (pid_namespaces(7)).
     wanted = [(name, f"{name}:[{inode}]") for name, inode in inodes.items() if name != "pid"]
+    threads = _kernel_threads()
     for pid in os.listdir("/proc"):
-        if not pid.isdigit():
+        if not pid.isdigit() or pid in threads:
             continue
         try:
             held = [link for name, link in wanted if os.readlink(f"/proc/{pid}/ns/{name}") == link]
@@ -41,6 +44,19 @@ def _processes(inodes: Mapping[str, int]) -> Iterator[Finding]:
             yield "process", f"pid {pid} ({_name_of(pid)})"
             for link in held:
                 yield "namespace", f"{link} held by pid {pid}"
+
+
+def _kernel_threads() -> frozenset[str]:
+    """They are in no namespace but the first, and most of what /proc lists. All are children of kthreadd, which is process 2 (proc(5))."""
+    try:
+        with open("/proc/2/stat", "rb") as file:
+            flags = int(file.read().rpartition(b") ")[2].split()[6])
+        if not flags & _PF_KTHREAD:
+            return frozenset()
+        with open("/proc/2/task/2/children") as file:
+            return frozenset(file.read().split())
+    except (OSError, ValueError, IndexError):  # none can be seen from here
+        return frozenset()
 
 
 def _name_of(pid: str) -> str:
