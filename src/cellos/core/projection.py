@@ -171,7 +171,7 @@ class Projection:
     def name(self, name: str) -> NameUse:
         """Who has a name, and after which sequence it may be reserved where nobody has it."""
         row = self._names.get(name)
-        # A reservation is written in one batch with `created`: between the two the formation is not known yet.
+        # A reservation is written before `created`: between the two the formation is not known yet.
         if row is not None and (row.formation not in self._formations or self._is_open(row.formation)):
             return NameUse(row.formation, row.sequence)
         holder = self._open.get(name, (None,))[0]

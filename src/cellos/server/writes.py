@@ -133,7 +133,7 @@ async def cancel(state: ServerState, formation_id: str) -> None:
         if record.status in TERMINAL:
             return
         phases: tuple[Phase, ...] = ("cancelling", "cancelled")
-        # What dispatches an attempt makes it LAUNCHING, in the same write.
+        # The event that an attempt begins with makes it LAUNCHING or more.
         if document_has_specs(record.document) and record.status != "PENDING":
             phases = ("cancelling",)
             if last is not None and _phase(last) == "cancelling":

@@ -2,7 +2,7 @@
 
 Formation events are CloudEvents whose source is the formation's UUID. `created` holds the whole document: the log alone is enough to know
 everything about a formation. They belong to no run, so there is no chain; their order is that of the log, which refuses a write where
-another came first. A reservation of a name is an event beside them, written in one batch with `created`.
+another came first. A reservation of a name is an event beside them, written before `created`.
 """
 
 from __future__ import annotations
