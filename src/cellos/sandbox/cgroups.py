@@ -197,9 +197,12 @@ class Group:
             if required or os.path.exists(path):
                 _write(path, text)
 
-    def attach_paths(self) -> list[str]:
-        """Files that take the pid of a parked child. Empty on version 2, where the child is born in the group."""
-        return [f"{directory}/cgroup.procs" for directory in self.directories.values()] if self.hierarchy.version == 1 else []
+    def join_paths(self) -> list[str]:
+        """Files to which the child itself writes 0 to come in. Empty on version 2, where it is born in the group.
+
+        Everybody else who moves a process locks out all forks and exits of the host first, and mostly waits 12 ms for that.
+        """
+        return [f"{directory}/tasks" for directory in self.directories.values()] if self.hierarchy.version == 1 else []
 
     def birth_directory(self) -> str | None:
         """The directory for CLONE_INTO_CGROUP, on version 2."""

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 else:
     import _signal  # `signal`, `socket` and `json` would double the time that the launcher takes to start
 
+JOINED, GO = b"joined", b"go"
+"""What init and launcher tell each other before init builds the cell; a failure is `marshal`led (place in `joins`, errno)."""
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 _HIGHEST_FD_OF_OURS = 100
 _PAGE = 4096
@@ -94,16 +96,19 @@ def _json(value: object) -> str:
     return str(int(value)) if isinstance(value, int) else "null"
 
 
-def run(control_descriptor: int, released: int, *, attached_v1: bool, program: bytes) -> None:
-    """Be process 1. `released`: a pipe on which the launcher writes one byte once maps and groups are set. Never returns normally.
+def run(control_descriptor: int, launcher: int, joins: list[int], *, program: bytes) -> None:
+    """Be process 1. Never returns normally.
 
-    `attached_v1`: we were put into control groups of version 1 after the clone. `program`: the seccomp filter.
+    `launcher`: the socket on which it is told that we have joined our groups, and on which it answers once our ids are mapped.
+    `joins`: files of the control groups of version 1 that we join. `program`: the seccomp filter.
     """
     os.setsid()
-    control_descriptor, released = _keep_only(control_descriptor, released)
-    if os.read(released, 1) != b"g":
+    os.write(launcher, _join(joins))
+    attached_v1 = bool(joins)
+    control_descriptor, launcher = _keep_only(control_descriptor, launcher)
+    if os.read(launcher, len(GO)) != GO:
         os._exit(1)
-    os.close(released)
+    os.close(launcher)
     syscalls.set_dumpable(False)
     _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # the interpreter's handler would let the cell interrupt its process 1
     control = _Control(control_descriptor)
@@ -129,6 +134,16 @@ def run(control_descriptor: int, released: int, *, attached_v1: bool, program: b
     except Exception as error:
         control.send({"crashed": f"{type(error).__name__}: {error}"})
         raise
+
+
+def _join(groups: list[int]) -> bytes:
+    """Come into our groups; what the launcher is told of it."""
+    for place, descriptor in enumerate(groups):
+        try:
+            os.write(descriptor, b"0")
+        except OSError as error:
+            return marshal.dumps((place, error.errno))
+    return JOINED
 
 
 def _keep_only(*descriptors: int) -> list[int]:

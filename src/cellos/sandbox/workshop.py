@@ -28,6 +28,7 @@ _CGROUP_REASONS = {errno.EACCES, errno.EBUSY, errno.ENODEV, errno.EOPNOTSUPP}
 _GROUP_STEPS = {"make control group", "attach to control group"}
 _TEARDOWN_SECONDS = 5.0
 _FEW = 256
+_BIRTH_WORD_BYTES = 64
 _OPEN_FILES_NEEDED = 128
 """Init moves its own above 100 while it clears the ones that a command gets."""
 
@@ -203,18 +204,22 @@ class Workshop:
             | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWCGROUP
         )  # fmt: skip
         birth = group.birth_directory() if group else None
-        attach = group.attach_paths() if group else []
+        to_join = group.join_paths() if group else []
         cgroup = os.open(birth, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if birth else -1
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC, 0)
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        step[0] = "clone3"
+        birth_talk, their_birth_talk = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC, 0)
+        joins: list[int] = []
         try:
+            step[0] = "attach to control group"
+            for path in to_join:
+                joins.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401  # each is closed, should the next one fail
+            step[0] = "clone3"
             if os.geteuid() != 0:
                 syscalls.set_dumpable(True)  # else the child's files in /proc belong to root and we may not write its maps
             pid, pidfd = syscalls.clone3(flags, cgroup=cgroup)
             if pid == 0:
                 try:
-                    init.run(theirs.fileno(), reading, attached_v1=bool(attach), program=self._program)
+                    init.run(theirs.fileno(), their_birth_talk.fileno(), joins, program=self._program)
                 finally:
                     os._exit(1)
             made.answer["pid"] = pid
@@ -226,18 +231,21 @@ class Workshop:
             for name in HELD_NAMESPACES:  # one by one, so that those that were opened are closed when the next one fails
                 made.descriptors.append(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
             step[0] = "attach to control group"
-            for path in attach:
-                _write(path, str(pid))
-            os.write(writing, b"g")
+            their_birth_talk.close()
+            word = birth_talk.recv(_BIRTH_WORD_BYTES)
+            if word != init.JOINED:
+                at, number = marshal.loads(word) if word else (0, errno.ECHILD)  # noqa: S302  # from our fork, before anything else
+                raise OSError(number, os.strerror(number), to_join[at] if to_join else None)
+            birth_talk.send(init.GO)
         except OSError as error:
             if step[0] == "clone3" and cgroup >= 0 and error.errno in _CGROUP_REASONS:
                 step[0] = "attach to control group"
             raise
         finally:
             syscalls.set_dumpable(False)
-            ours.close()
-            theirs.close()
-            for descriptor in (reading, writing, cgroup):  # without the letter the child ends by itself
+            for socket in (ours, theirs, birth_talk, their_birth_talk):  # not told to go on, the child ends by itself
+                socket.close()
+            for descriptor in (*joins, cgroup):
                 if descriptor >= 0:
                     os.close(descriptor)
 

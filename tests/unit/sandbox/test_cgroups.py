@@ -391,10 +391,10 @@ def test_a_group_that_exists_is_not_taken_over(tmp_path: Path) -> None:
 
 def test_v1_attaches_and_v2_gives_birth(tmp_path: Path) -> None:
     first = Group(hierarchy(tmp_path, 1), "cell")
-    assert sorted(first.attach_paths()) == [f"{tmp_path}/{name}/cell/cgroup.procs" for name in ("cpu", "memory", "pids")]
+    assert sorted(first.join_paths()) == [f"{tmp_path}/{name}/cell/tasks" for name in ("cpu", "memory", "pids")]
     assert first.birth_directory() is None
     second = Group(hierarchy(tmp_path, 2), "cell")
-    assert second.attach_paths() == []
+    assert second.join_paths() == []
     assert second.birth_directory() == f"{tmp_path}/unified/cell"
 
 
