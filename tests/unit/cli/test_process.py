@@ -62,6 +62,22 @@ def python(*lines: str) -> str:
 
 
 class TestMsgspec:
+    def test_what_no_run_uses_is_loaded_by_whoever_uses_it(self) -> None:
+        assert python(
+            "import sys; from cellos.cli.process import load_msgspec; load_msgspec()",
+            "print(sorted({'uuid', 'platform', 'decimal', 'inspect'} & {*sys.modules}))",
+            "import textwrap, uuid, decimal, platform, datetime, pickle, msgspec",
+            "print(textwrap.dedent(' a'), uuid.UUID(int=1).int, decimal.Decimal('1.5'), platform.system())",
+            "print(msgspec.inspect.type_info(int), msgspec.yaml.decode('[1]'), msgspec.json.schema(int), msgspec.msgpack.encode(1))",
+            "import msgspec.inspect",
+            "print(msgspec.inspect.type_info(str), sys.modules['msgspec.inspect'].__file__ is not None)",
+            "moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)",
+            "print(msgspec.json.encode(moment), pickle.loads(pickle.dumps(moment)) == moment, datetime.UTC)",
+        ).splitlines() == [
+            "[]", "a 1 1.5 Linux", "IntType(gt=None, ge=None, lt=None, le=None, multiple_of=None) [1] {'type': 'integer'} b'\\x01'",
+            "StrType(min_length=None, max_length=None, pattern=None) True", "b'\"2026-01-02T00:00:00Z\"' True UTC",
+        ]  # fmt: skip
+
     def test_it_is_loaded_without_typing_extensions(self) -> None:
         assert python(
             "import sys; from cellos.cli.process import load_msgspec; load_msgspec()",
