@@ -94,7 +94,7 @@ async def prove(store: ObjectStore, key: str, bodies: tuple[bytes, bytes]) -> En
     """
     first, second = bodies
     if not await store.create(key, first):
-        raise StoreUnfit(f"an object that does not exist ({key}) cannot be created")
+        raise StoreUnreachable(f"an object that does not exist ({key}) could not be created: the store says that it is there, or is busy")
     again = await store.create(key, second)
     found = await store.read(key, len(first) + len(second))
     entry = await store.look(key)

@@ -1,7 +1,7 @@
 """A proxy in front of an S3 API in which things go wrong, as it is told.
 
-What can go wrong with a request: `500`, `503` and `409` are answers that come from nobody behind it; `reset` closes the connection before
-the request is handed on, `lost` after it was done; `hang` does it and never answers.
+What can go wrong with a request: `500` and `503` are answers that come from nobody behind it, and so are `409` and `412`, for a request that
+creates; `reset` closes the connection before the request is handed on, `lost` after it was done; `hang` does it and never answers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
-FAULTS = ("500", "503", "409", "reset", "lost")
-ANSWERS = {"500": "InternalError", "503": "SlowDown", "409": "ConditionalRequestConflict"}
+FAULTS = ("500", "503", "409", "412", "reset", "lost", "hang")
+ANSWERS = {"500": "InternalError", "503": "SlowDown", "409": "ConditionalRequestConflict", "412": "PreconditionFailed"}
+OF_CREATION = frozenset({"409", "412"})
 
 
 class Proxy(ThreadingHTTPServer):
@@ -49,7 +50,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.server.decide(self.command, self.path)
-        if fault == "409" and not (self.command == "PUT" and self.headers.get("If-None-Match")):
+        if fault in OF_CREATION and not (self.command == "PUT" and self.headers.get("If-None-Match")):
             fault = "503"
         self.server.seen[fault or "well"] += 1
         self.server.requests.append((self.command, self.path))
@@ -111,7 +112,7 @@ def proxy(endpoint: str, decide: Callable[[str, str], str]) -> Iterator[Proxy]:
 
 
 def in_turn(every: int) -> Callable[[str, str], str]:
-    """Each fault in its turn, one in so many requests; `409` where it can be one."""
+    """Each fault in its turn, one in so many requests; those of a creation where it is one."""
     lock = threading.Lock()
     waiting = list(FAULTS)
     number = 0
@@ -123,7 +124,7 @@ def in_turn(every: int) -> Callable[[str, str], str]:
             if number % every:
                 return ""
             is_create = method == "PUT" and ("/claimed/" in path or "/leases/" in path or "/receipts/" in path)
-            fault = next(each for each in waiting if each != "409" or is_create)
+            fault = next(each for each in waiting if is_create or each not in OF_CREATION)
             waiting.remove(fault)
             waiting.append(fault)
             return fault
