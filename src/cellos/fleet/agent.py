@@ -401,14 +401,13 @@ class Agent:
             await self._rest(LONGEST_BACKOFF)
 
     async def _every(self, seconds: Callable[[], float], work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        await self._rest(random.random() * min(seconds(), self.config.poll_ms / 1000))  # what a former life of ours left is seen soon
         while not self._stop.is_set():
-            await self._rest(seconds())
-            if self._stop.is_set():
-                return
             try:
                 await work()
             except StoreError as error:
                 self.health.went_wrong(error)
+            await self._rest(seconds())
 
     async def _until_changed(self) -> None:
         self._changed.clear()

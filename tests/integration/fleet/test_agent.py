@@ -1,4 +1,8 @@
-"""One agent in this process, on a bucket in memory; its supervisor is a program that does nothing."""
+"""One agent in this process, on a bucket in memory.
+
+Its supervisor is a program that does nothing: these tests count what an agent asks of a store, and look at what it takes and leaves. What
+cells do is the matter of the acceptance and fault tests.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +106,7 @@ def test_without_work_a_poll_is_one_listing(run: Any) -> None:
     store = Counting()
 
     async def work(_: Agent) -> None:
-        await until(lambda: store.calls["list pending"])
+        await until(lambda: store.calls["list pending"] and store.calls["list leases"])
         store.calls.clear()
         await until(lambda: store.calls["list pending"] == 20)
 
