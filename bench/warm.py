@@ -32,7 +32,7 @@ class Warm:
         self._directory = directory
 
     def __enter__(self) -> Warm:
-        self._launcher = Launcher.start(ahead=1_000_000)
+        self._launcher = Launcher.start(ahead=1, refill=True)
         self._host = open_host(self._config, self._launcher, print)
         self._order = Order(document=parse_execution_cell(SPEC), spec_hash=raw_spec_hash(SPEC), broker=MemoryBroker())
         return self

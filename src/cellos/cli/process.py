@@ -91,7 +91,8 @@ def load_msgspec() -> None:
     uuid, decimal = type(sys)("uuid"), type(sys)("decimal")
     vars(uuid).update(UUID=type("UUID", (), {}), SafeUUID=type("SafeUUID", (), {"unknown": None}))
     vars(decimal).update(Decimal=type("Decimal", (), {}))
-    stand_ins = {name: module for name, module in (("typing_extensions", None), ("uuid", uuid), ("decimal", decimal)) if name not in modules}
+    replaced = (("typing_extensions", None), ("uuid", uuid), ("decimal", decimal))
+    stand_ins = {name: module for name, module in replaced if name not in modules}
     modules.update(stand_ins)
     for name in ("textwrap", "msgspec.inspect", "msgspec.msgpack", "msgspec.toml", "msgspec.yaml"):
         modules.setdefault(name, _Later(name))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -43,8 +44,6 @@ Usage: cellos-node    run members of formations in cells of this host; everythin
 Example:
   CELLOS_NATS_URL=nats://127.0.0.1:4222 cellos-node
 """
-ALWAYS_AHEAD = 1 << 30
-"""Of cells that are made before they are asked for, one at a time."""
 _log = logging.getLogger("cellos.node")
 
 
@@ -61,7 +60,7 @@ def _run(environment: Mapping[str, str]) -> None:
     with ExitStack() as closing:
         launcher = None
         if config.run.backend == "linux":
-            launcher = closing.enter_context(_start_launcher(environment))  # before there is any thread
+            launcher = closing.enter_context(_start_launcher(config))  # before there is any thread
         make_broker(config.run)  # what it says of wrong settings is better heard now
         home = closing.enter_context(Home.open(environment, config.id))
         host = open_host(config.run, launcher, _warn, state=home.state, lost=NODE_RESTARTED)
@@ -71,9 +70,11 @@ def _run(environment: Mapping[str, str]) -> None:
             runner.run(_serve(_Plan(config, host, home, launcher, nats, stream, started_ns)))
 
 
-def _start_launcher(environment: Mapping[str, str]) -> Launcher:
+def _start_launcher(config: Config) -> Launcher:
+    """With a cell ready for each slot that can really be used at once."""
+    parent = config.run.environment.get("CELLOS_CGROUP_PARENT", "").strip()
     try:
-        return Launcher.start(ahead=ALWAYS_AHEAD, cgroup_parent=environment.get("CELLOS_CGROUP_PARENT", "").strip())
+        return Launcher.start(ahead=min(config.slots, len(os.sched_getaffinity(0))), refill=True, cgroup_parent=parent)
     except OSError as error:
         raise HostBackendError(f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`") from error
 

@@ -89,10 +89,10 @@ class Launcher:
         self.pid = pid
 
     @classmethod
-    def start(cls, *, ahead: int = 0, cgroup_parent: str = "") -> Launcher:
+    def start(cls, *, ahead: int = 0, refill: bool = False, cgroup_parent: str = "") -> Launcher:
         """Start the process; returns at once, while it is still loading. Raises OSError.
 
-        `ahead`: how many cells it may make before they are asked for, one at a time; what is never asked for goes when we close.
+        `ahead`: how many cells it makes before they are asked for, with `refill` again and again; what nobody asks for goes when we close.
         `cgroup_parent`: directory of a control group that is ours to use, instead of our own.
         """
         import _socket  # the C module alone: it is all we need, and `socket` costs 3 ms that the launcher's start would wait for
@@ -105,7 +105,19 @@ class Launcher:
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),  # type: ignore[list-item]  # file actions mix types
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),  # type: ignore[list-item]  # file actions mix types
         ]
-        argv = [sys.executable, "-I", "-S", "-c", _BOOT, package, str(_CHANNEL), token, str(ahead), cgroup_parent]
+        argv = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _BOOT,
+            package,
+            str(_CHANNEL),
+            token,
+            str(ahead),
+            "refill" if refill else "",
+            cgroup_parent,
+        ]
         try:
             pid = os.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True)
         except OSError:

@@ -33,26 +33,25 @@ _OPEN_FILES_NEEDED = 128
 """Init moves its own above 100 while it clears the ones that a command gets."""
 
 
-def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -> None:
+def serve(channel_descriptor: str, token: str, ahead: str, refill: str, cgroup_parent: str) -> None:
     """The launcher process: answer requests until the other end is closed. Does not return."""
     broken = _prepare(int(channel_descriptor))
     _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # the kernel reaps our cells; the supervisor watches them through pidfds
     channel = _socket.socket(fileno=int(channel_descriptor))
     workshop = Workshop(f"{os.getpid()}-{token}", cgroup_parent, broken)
+    shelf = Shelf(workshop, ahead=int(ahead), refill=bool(refill))
     gc.disable()
     gc.freeze()
     waiting = select.poll()
     waiting.register(channel.fileno(), select.POLLIN)
-    spare: Made | None = None
-    spares_left, next_serial = int(ahead), 0
     while True:
-        if spare is None and spares_left > 0 and not waiting.poll(0):
-            spare, spares_left = workshop.make(next_serial), spares_left - 1
+        if shelf.has_room() and not waiting.poll(0):
+            shelf.add()
+            continue
         packet, _ = receive(channel, LARGEST_PACKET, 0)
         request: dict[str, Any] = marshal.loads(packet) if packet else {"died": True}  # noqa: S302  # from the supervisor
         if "died" in request or "bye" in request:
-            if spare:
-                workshop.undo(spare)
+            shelf.clear()
             if "died" in request:
                 workshop.clean_up_all()
             os._exit(0)
@@ -61,20 +60,13 @@ def serve(channel_descriptor: str, token: str, ahead: str, cgroup_parent: str) -
                 channel.send(marshal.dumps(workshop.describe()))
                 continue
             if "missing" in request:
-                if spare is None:
-                    spare, spares_left = workshop.make(next_serial), spares_left - 1
-                channel.send(marshal.dumps(workshop.missing(spare)))
+                channel.send(marshal.dumps(workshop.missing(shelf.any())))
                 continue
             if "returned" in request:
                 workshop.clean_up(request["returned"])
                 channel.send(marshal.dumps({}))
                 continue
-            serial = request["serial"]
-            if spare and spare.serial == serial:
-                made, spare = spare, None
-            else:  # asked for too early to be made ahead: it counts, or a one-shot run would make a second one for nobody
-                made, spares_left = workshop.make(serial), spares_left - 1
-            next_serial = max(next_serial, serial + 1)
+            made = shelf.take(request["serial"])
             send(channel, marshal.dumps(made.answer), made.passed())
         except BrokenPipeError:
             continue  # the next read says the same
@@ -132,6 +124,48 @@ class Made:
     def passed(self) -> list[int]:
         """What the supervisor gets, in the order of the protocol."""
         return self.descriptors + ([self.host_id.descriptor] if self.host_id and self.descriptors else [])
+
+
+class Shelf:
+    """Cells that were made before anybody asked for them: `ahead` of them, and with `refill` another one for each that was taken."""
+
+    def __init__(self, workshop: Workshop, *, ahead: int, refill: bool) -> None:
+        self._workshop = workshop
+        self._ahead = ahead
+        self._refill = refill
+        self._to_make = ahead
+        self._made: dict[int, Made] = {}
+        """By serial number."""
+        self._next = 0
+
+    def has_room(self) -> bool:
+        return self._to_make > 0
+
+    def add(self) -> Made:
+        made = self._made[self._next] = self._workshop.make(self._next)
+        self._next += 1
+        self._to_make -= 1
+        return made
+
+    def any(self) -> Made:
+        return next(iter(self._made.values()), None) or self.add()
+
+    def take(self, serial: int) -> Made:
+        """The cell of that number, made now if it was not. Who asked too early counts as well: a one-shot run needs no second cell."""
+        made = self._made.pop(serial, None) or self._workshop.make(serial)
+        self._next = max(self._next, serial + 1)
+        self._drop(below=serial - self._ahead)
+        self._to_make = self._ahead - len(self._made) if self._refill else min(self._to_make, self._ahead - self._next)
+        return made
+
+    def _drop(self, below: int) -> None:
+        """Put away those whose run ended before it had a cell: so long after the others nobody comes for them."""
+        for serial in [serial for serial in self._made if serial < below]:
+            self._workshop.undo(self._made.pop(serial))
+
+    def clear(self) -> None:
+        for made in self._made.values():
+            self._workshop.undo(made)
 
 
 class Workshop:
