@@ -80,7 +80,7 @@ def test_what_runs_cells_may_make_them(name: str) -> None:
     found = settings(name)
     assert not BREAK_CELLS & set(found)
     assert (found["Delegate"], found["KillMode"], found["OOMPolicy"]) == ("yes", "mixed", "continue")
-    assert {"CAP_SETUID", "CAP_SETGID", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"} <= set(found["CapabilityBoundingSet"].split())
+    assert {"CAP_SETUID", "CAP_SETGID", "CAP_SYS_ADMIN"} <= set(found["CapabilityBoundingSet"].split())
 
 
 def test_nobody_is_killed_before_it_had_its_time() -> None:

@@ -15,7 +15,7 @@ CURES = {
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, allow clone3 in its seccomp profile",
     "take a host id": "let root write to /run/cellos; where you are root of a user namespace only, as in a rootless container, work there "
     "as another user",
-    "map ids": "as root keep CAP_SETUID, CAP_SETGID and CAP_SYS_PTRACE; as another user let AppArmor or SELinux allow user namespaces",
+    "map ids": "as root keep CAP_SETUID and CAP_SETGID; as another user let AppArmor or SELinux allow user namespaces",
     "attach to control group": OWN_GROUP,
     "hide the launcher": "allow prctl, in a container by its seccomp profile",
     "close_range": "needs Linux 5.9 or later",

@@ -248,8 +248,7 @@ class Workshop:
             for path in to_join:
                 joins.append(os.open(path, os.O_WRONLY | os.O_CLOEXEC))  # noqa: PERF401  # each is closed, should the next one fail
             step[0] = "clone3"
-            if os.geteuid() != 0:
-                syscalls.set_dumpable(True)  # else the child's files in /proc belong to root and we may not write its maps
+            syscalls.set_dumpable(True)  # else the child's files in /proc are only for CAP_SYS_PTRACE, and we could not write its maps
             pid, pidfd = syscalls.clone3(flags, cgroup=cgroup)
             if pid == 0:
                 try:

@@ -186,6 +186,16 @@ def test_it_has_one_thread_and_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) 
         os.close(writing)
 
 
+@pytest.mark.skipif(not ROOT, reason="only root has capabilities to go without")
+def test_root_needs_no_right_to_look_into_other_processes(tmp_path: Path) -> None:
+    """CAP_SYS_PTRACE would be a right over the whole host; a container's root does not have it."""
+    program = "import cellos, sys; sys.exit(cellos.run(['true']).exit_code)"
+    without = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace", sys.executable, "-c", program]
+    environment = os.environ | {"CELLOS_STATE_DIR": str(tmp_path)}
+    done = subprocess.run(without, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_init_of_a_cell_is_closed_to_its_user(backend: LinuxBackend, run_in: RunIn) -> None:
     """The command has the same user id as process 1, but may not look into it."""
     result = run_in(backend, "sh", "-c", "cat /proc/1/environ; ls /proc/1/fd; cat /proc/1/maps; readlink /proc/1/exe /proc/1/root; true")
