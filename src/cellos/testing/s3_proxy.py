@@ -1,6 +1,6 @@
 """A proxy in front of an S3 API in which things go wrong, as it is told.
 
-What can go wrong with a request: `500` and `503` are answers that come from nobody behind it, and so are `409` and `412`, for a request that
+What can go wrong with a request: `500` and `503` are answers that come from nobody behind it, and so are `409` and `412`, for one that
 creates; `reset` closes the connection before the request is handed on, `lost` after it was done; `hang` does it and never answers.
 """
 

@@ -1,35 +1,17 @@
-"""An S3 API in a process of its own, with one bucket, for tests and benchmarks. It is moto's, which honours If-None-Match."""
+"""An S3 API in a process of its own, with one bucket, for tests and benchmarks. It is moto's (s3_process.py): it honours If-None-Match."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 REGION = "eu-central-1"
-_SERVER = """
-import logging
-import threading
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
-
-logging.getLogger("werkzeug").disabled = True
-WSGIRequestHandler.protocol_version = "HTTP/1.1"
-answer, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
-
-def application(environment, start):
-    with one_at_a_time:
-        return [b"".join(answer(environment, start))]
-
-server = make_server("127.0.0.1", 0, application, threaded=True)
-server.daemon_threads = True
-print(f"http://127.0.0.1:{server.server_port}", flush=True)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-input()
-"""
-"""One request at a time: by itself it may let two of them create the same object."""
+_PROGRAM = Path(__file__).with_name("s3_process.py")
 
 
 class S3Server:
@@ -37,8 +19,9 @@ class S3Server:
 
     bucket = "fleet-test"
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, process: subprocess.Popen[str]) -> None:
         self.endpoint = endpoint
+        self._process = process
 
     @property
     def environment(self) -> dict[str, str]:
@@ -54,11 +37,19 @@ class S3Server:
             "NO_PROXY": "127.0.0.1",
         }
 
+    def fill(self, objects: Mapping[str, str]) -> None:
+        """Put many objects into the bucket, in a hundredth of the time that requests take."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"bucket": self.bucket, "objects": objects}) + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
+
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """It ends with the `with`, and with us."""
-    with subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([sys.executable, "-P", str(_PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         endpoint = process.stdout.readline().strip()
@@ -67,5 +58,5 @@ def s3_server() -> Iterator[S3Server]:
         request = urllib.request.Request(f"{endpoint}/{S3Server.bucket}", data=body.encode(), method="PUT")  # noqa: S310  # ours
         with opener.open(request, timeout=60):
             pass
-        yield S3Server(endpoint)
-        process.stdin.write("\n")
+        yield S3Server(endpoint, process)
+        process.stdin.close()
