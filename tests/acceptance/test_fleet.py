@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -133,7 +134,9 @@ def test_two_agents_drain_a_mixed_queue_although_one_is_killed(queue: Queue, tmp
     assert (done.returncode, done.stderr) == (1, "")
     assert set(done.stdout.split("\n")) == {
         *(f"spec/{each['spec']['id']} completed" for each in (*good, limited)),
-        *(f"spec/{name} failed" for name in ("failing", "long", "malformed", "huge", "link")),
+        "spec/failing failed: command exited with status 3",
+        "spec/long failed: agent_lost",
+        *(f"spec/{name} failed: invalid_spec" for name in ("malformed", "huge", "link")),
         "",
     }
     wait_for(lambda: not queue.names("claimed"), "that all is cleared away")
@@ -222,8 +225,13 @@ def test_a_drain_lets_its_cell_end_and_what_failed_can_be_tried_again(queue: Que
         (2, "completed", "second"),
     ]
     assert story["state"] == "completed"
-    again = queue("retry", "again")
-    assert (again.returncode, "is completed" in again.stderr) == (1, True)
+    again = queue("retry", "again", "later", "never")
+    assert (again.returncode, again.stdout) == (1, "")
+    assert re.findall("cellos: (again is completed|later is completed|never has not been run)", again.stderr) == [
+        "again is completed",
+        "later is completed",
+        "never has not been run",
+    ]
     second.send_signal(signal.SIGTERM)
     assert second.wait(SECONDS) == 0
 
@@ -298,6 +306,36 @@ def test_a_queue_has_to_be_named(commands: Any) -> None:
     told = commands.run("cellos", "fleet", "ls")
     assert (told.returncode, told.stdout) == (1, "")
     assert "set CELLOS_FLEET_BUCKET, or give --bucket" in told.stderr
+
+
+def test_people_at_a_terminal_are_told_what_to_do_next(queue: Queue) -> None:
+    def on_a_terminal(*arguments: str) -> str:
+        ours, theirs = pty.openpty()
+        environment = queue.commands.environment | queue.variables
+        process = subprocess.Popen([*queue.commands.line("cellos"), "fleet", *arguments], env=environment, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        shown = b""
+        try:
+            while more := os.read(ours, 65536):
+                shown += more
+        except OSError:  # nobody has the other end any more
+            pass
+        os.close(ours)
+        process.wait(SECONDS)
+        return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
+
+    alone = "no agent of this queue is there: start one with cellos-fleet\n"
+    assert on_a_terminal("ls") == f"no specs here: hand one in with cellos fleet submit FILE\n{alone}"
+    [path] = queue.written(document("one", "/bin/true", placement={"poolId": "gpu"}))
+    assert on_a_terminal("submit", path) == f"spec/one submitted\n{alone}"
+    assert re.fullmatch(rf"SPEC +STATE +SINCE +NODE\none +PENDING +\S+ +-\n\n{alone}", on_a_terminal("ls"))
+    assert re.fullmatch(r"one: PENDING since \S+, for an agent of pool gpu\n", on_a_terminal("show", "one"))
+    assert on_a_terminal("show", "two") == "cellos: there is no spec two in fleet (all of them: cellos fleet ls)\n"
+    told = f"{alone}not ended: one (how one stands: cellos fleet show one)\n"
+    assert on_a_terminal("wait", "one", "--timeout", "1ms") == told
+    # Nothing of that in a pipe.
+    piped = queue("ls")
+    assert (json.loads(piped.stdout)["agents"], piped.stderr) == ([], "")
 
 
 def test_an_argument_is_refused_where_there_is_a_bucket(tmp_path: Path) -> None:

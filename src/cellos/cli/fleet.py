@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from cellos.cli.control_plane import Duration, print_json, print_table, wants_json
+from cellos.cli.process import say
 from cellos.cli.timeline import visible
 from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
@@ -21,7 +22,7 @@ from cellos.errors import CellosError, ConfigError, FleetError, StoreUnreachable
 from cellos.fleet.config import BUCKET, PREFIX, QUEUE, read_bucket, read_layout
 
 if TYPE_CHECKING:
-    from cellos.fleet.queue import Queue, Story
+    from cellos.fleet.queue import AgentRow, Queue, Story
 
 FAILED, TIMED_OUT = 1, 124
 REQUEST_SECONDS = 15.0
@@ -79,6 +80,7 @@ def submit(files: Sequence[str], id: str | None, **where: str | None) -> None:
         for name, raw in read:
             new = await queue.submit(name, raw)
             click.echo(f"spec/{name} {'submitted' if new else 'waits already'}")
+        await _tell_if_alone(queue)
 
     _on_queue(hand_in, where)
 
@@ -112,23 +114,34 @@ def list_specs(state: str | None, as_json: bool, **where: str | None) -> None:
     """List the specs of a queue, and its agents."""
 
     async def look(queue: Queue) -> None:
-        rows = [row for row in await queue.rows() if state is None or row.state == state]
-        agents = await queue.agents()
+        every = await queue.rows()
+        rows = [row for row in every if state is None or row.state == state]
+        agents = await queue.agents(every)
         if wants_json(as_json):
-            told = [{**msgspec.to_builtins(agent), "token": None, "seen": seen} for agent, seen in agents]
-            print_json({"specs": [msgspec.to_builtins(row) for row in rows], "agents": [_without_empty(each) for each in told]})
+            print_json({"specs": [msgspec.to_builtins(row) for row in rows], "agents": [msgspec.to_builtins(each) for each in agents]})
             return
-        print_table(("SPEC", "STATE", "SINCE", "NODE"), [(row.id, row.state.upper(), row.since[:19], row.node or "-") for row in rows])
-        if agents:
+        if rows:
+            print_table(("SPEC", "STATE", "SINCE", "NODE"), [(row.id, row.state.upper(), row.since[:19], row.node or "-") for row in rows])
             click.echo()
-            slots = [(each.node, f"{each.slots_free} of {each.slots}", each.pool or "-", seen[:19], each.store) for each, seen in agents]
-            print_table(("AGENT", "FREE SLOTS", "POOL", "SEEN", "STORE"), slots)
+        if agents:
+            told = [
+                (each.node, each.state.upper(), f"{each.runs} of {each.slots}", each.pool or "-", each.seen[:19], each.store)
+                for each in agents
+            ]
+            print_table(("AGENT", "STATE", "RUNS", "POOL", "SEEN", "STORE"), told)
+        if not rows:
+            say("no specs here: hand one in with cellos fleet submit FILE" if not every else f"no specs are {state}")
+        elif any(row.state == "failed" for row in rows):
+            say("why one failed: cellos fleet show SPEC")
+        await _tell_if_alone(queue, agents)
 
     _on_queue(look, where)
 
 
-def _without_empty(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if value is not None}
+async def _tell_if_alone(queue: Queue, agents: Sequence[AgentRow] | None = None) -> None:
+    """People at a terminal, that nobody is there to run anything."""
+    if sys.stderr.isatty() and all(each.state == "lost" for each in (await queue.agents() if agents is None else agents)):
+        say("no agent of this queue is there: start one with cellos-fleet")
 
 
 @fleet.command()
@@ -149,7 +162,8 @@ def show(spec: str, as_json: bool, **where: str | None) -> None:
 
 
 def _tell(story: Story) -> None:
-    click.echo(f"{story.id}: {story.state.upper()}")
+    since = f" since {story.since[:19]}" if story.since else ""
+    click.echo(f"{story.id}: {story.state.upper()}{since}{f', for an agent of pool {visible(story.pool)}' if story.pool else ''}")
     for receipt in story.receipts:
         ended = "" if receipt.exit_code is None else f", exit {receipt.exit_code}"
         click.echo(f"  attempt {receipt.attempt}: {receipt.outcome}{ended}, by {visible(receipt.node)}, {receipt.written_at[:19]}")
@@ -163,20 +177,30 @@ def _tell(story: Story) -> None:
         click.echo(f"  claimed by {visible(str(story.claim['node']))}, {str(story.claim['claimedAt'])[:19]}")
     for epoch, lease in story.leases.items():
         click.echo(f"  lease {epoch}: {visible(lease.node)}, {'runs' if lease.started else 'has not started'}, attempt {lease.attempt}")
+    if story.held_until is not None:
+        click.echo(f"  another agent may go on with it if this is not renewed: {story.held_until[:19]}")
+    if story.state == "failed":
+        say(f"another attempt: cellos fleet retry {story.id}")
 
 
 @fleet.command()
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC…")
 @_queue_options
-def retry(specs: Sequence[str], **where: str | None) -> None:
+def retry(specs: Sequence[str], **where: str | None) -> int:
     """Ask for another attempt of specs that failed."""
+    ids = list(dict.fromkeys(_id(spec) for spec in specs))
 
-    async def ask(queue: Queue) -> None:
-        for spec in specs:
-            attempt = await queue.retry(_id(spec))
-            click.echo(f"spec/{spec} waits for attempt {attempt}")
+    async def ask(queue: Queue) -> int:
+        code = 0
+        for id in ids:
+            try:
+                click.echo(f"spec/{id} waits for attempt {await queue.retry(id)}")
+            except FleetError as error:
+                say(f"cellos: {error}")
+                code = FAILED
+        return code
 
-    _on_queue(ask, where)
+    return _on_queue(ask, where)
 
 
 @fleet.command(
@@ -196,6 +220,7 @@ def wait(specs: Sequence[str], timeout: int | None, **where: str | None) -> int:
         code, left = 0, ids
         for id in ids:
             await queue.show(id)  # a misspelt one would be waited for in vain
+        await _tell_if_alone(queue)
         while left:
             open_ones = []
             for id in left:
@@ -203,11 +228,12 @@ def wait(specs: Sequence[str], timeout: int | None, **where: str | None) -> int:
                 if progress is None or progress.is_open or progress.last is None:
                     open_ones.append(id)
                     continue
-                click.echo(f"spec/{id} {progress.last.outcome}")
+                why = f": {visible(progress.last.reason)}" if progress.last.reason and progress.last.outcome == "failed" else ""
+                click.echo(f"spec/{id} {progress.last.outcome}{why}")
                 code = code if progress.last.outcome == "completed" else FAILED
             left = open_ones
             if left and deadline is not None and time.monotonic() >= deadline:
-                click.echo(f"not ended: {', '.join(left)}", err=True)
+                say(f"not ended: {', '.join(left)} (how one stands: cellos fleet show {left[0]})")
                 return TIMED_OUT
             if left:
                 await asyncio.sleep(LOOK_SECONDS)

@@ -355,6 +355,7 @@ class Agent:
             pool=self.config.pool,
             slots=self.config.slots,
             slots_free=self.capacity.slots_free,
+            heartbeat_ms=self.config.heartbeat_ms,
             draining=self._stop.is_set(),
             started_at=self._started_at,
             store=self.health.state,

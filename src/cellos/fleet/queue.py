@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +14,7 @@ from cellos.core.ids import rfc3339
 from cellos.core.objects import Entry, ObjectStore
 from cellos.errors import FleetError, StoreUnreachable
 from cellos.fleet.layout import Layout, numbers
+from cellos.fleet.picks import plan_of
 from cellos.fleet.progress import Progress, ended_attempts
 from cellos.fleet.records import MOST_BYTES, Again, AgentState, Claim, Lease, Receipt, decode, encode
 
@@ -20,6 +22,8 @@ State = Literal["pending", "claimed", "completed", "failed"]
 STATES: tuple[State, ...] = ("failed", "completed", "pending", "claimed")
 """Where an id is found in several places, the last one of these says how it stands."""
 TRIES, PAUSE_SECONDS = 20, 0.5
+MISSED_HEARTBEATS, GRACE_NS = 3, 10_000_000_000
+"""An agent that said nothing for so long is shown as lost. It is only shown: what counts are leases."""
 
 
 class Row(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -29,6 +33,23 @@ class Row(Struct, frozen=True, kw_only=True, rename="camel"):
     state: State
     since: str
     node: str | None = None
+    life: str | None = None
+
+
+class AgentRow(Struct, frozen=True, kw_only=True, rename="camel"):
+    """An agent in a list. `seen`: when it said last that it is there."""
+
+    node: str
+    life: str
+    state: Literal["here", "draining", "lost"]
+    pool: str
+    slots: int
+    runs: int
+    """Claims of its own."""
+    started_at: str
+    seen: str
+    store: str
+    version: str
 
 
 class Story(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -38,8 +59,13 @@ class Story(Struct, frozen=True, kw_only=True, rename="camel"):
     state: State
     asked_again: bool
     receipts: tuple[Receipt, ...]
+    since: str | None = None
+    """When it came where it is."""
+    pool: str | None = None
     claim: Mapping[str, Any] | None = None
     leases: Mapping[str, Lease] = {}
+    held_until: str | None = None
+    """When the last lease ends, if it is not renewed; others wait a little longer."""
 
 
 class Queue:
@@ -99,47 +125,70 @@ class Queue:
                 id = self.layout.id_in(state, entry.key)
                 if id is not None:
                     found[id] = (state, entry)
-        return [
-            Row(id=id, state=state, since=rfc3339(entry.modified_ns), node=await self._node(id) if state == "claimed" else None)
-            for id, (state, entry) in sorted(found.items())
-        ]
+        return [await self._row(id, state, entry) for id, (state, entry) in sorted(found.items())]
 
-    async def agents(self) -> list[tuple[AgentState, str]]:
-        """The agents that say that they are there, and when they said it last."""
-        told = []
+    async def _row(self, id: str, state: State, entry: Entry) -> Row:
+        claim = await self._read(Claim, entry.key) if state == "claimed" else None
+        node, life = (claim.node, claim.life) if claim is not None else (None, None)
+        return Row(id=id, state=state, since=rfc3339(entry.modified_ns), node=node, life=life)
+
+    async def agents(self, rows: Iterable[Row] = ()) -> list[AgentRow]:
+        """The agents of the last day; `rows` say what they run. Those that ended in order are not among them."""
+        runs, told = Counter(row.life for row in rows), []
         for entry in await self._entries(self.layout.within("agents")):
-            state = await self._read(AgentState, entry.key)
-            if state is not None:
-                told.append((state, rfc3339(entry.modified_ns)))
-        return told
+            state: AgentState | None = await self._read(AgentState, entry.key)
+            if state is None:
+                continue
+            is_lost = self._wall_ns() - entry.modified_ns > MISSED_HEARTBEATS * state.heartbeat_ms * 1_000_000 + GRACE_NS
+            row = AgentRow(
+                node=state.node,
+                life=state.life,
+                state="lost" if is_lost else "draining" if state.draining else "here",
+                pool=state.pool,
+                slots=state.slots,
+                runs=runs[state.life],
+                started_at=state.started_at,
+                seen=rfc3339(entry.modified_ns),
+                store=state.store,
+                version=state.version,
+            )
+            told.append(row)
+        return sorted(told, key=lambda row: (row.state == "lost", row.node, row.started_at))
 
     async def show(self, id: str) -> Story:
         keys = [entry.key for entry in await self._entries(self.layout.receipts(id))]
         receipts = [await self._receipt(id, number) for number in sorted(numbers(keys))]
-        claim = await self._read(Claim, self.layout.claimed(id))
-        states = [state for state in STATES if await self.store.look(self._key(state, id)) is not None]
-        if not states and not receipts:
-            raise FleetError(f"there is no spec {id} in this queue")
-        leases = {}
-        for epoch in sorted(numbers(entry.key for entry in await self._entries(self.layout.leases(id)))):
-            lease = await self._read(Lease, self.layout.lease(id, epoch))
+        claim: Claim | None = await self._read(Claim, self.layout.claimed(id))
+        places = {state: entry for state in STATES if (entry := await self.store.look(self._key(state, id))) is not None}
+        if not places and not receipts:
+            raise FleetError(f"there is no spec {id} in {self.layout.base or 'this queue'} (all of them: cellos fleet ls)")
+        state = list(places)[-1] if places else receipts[-1].outcome
+        leases, held_until = {}, None
+        if claim is not None and "claimed" in places:
+            held_until = rfc3339(places["claimed"].modified_ns + claim.lease_ms * 1_000_000)
+        for epoch, entry in sorted((min(numbers([entry.key]), default=-1), entry) for entry in await self._entries(self.layout.leases(id))):
+            lease: Lease | None = await self._read(Lease, entry.key)
             if lease is not None:
                 leases[str(epoch)] = lease
-        shown = None if claim is None else {**msgspec.to_builtins(claim), "spec": None}
+                held_until = rfc3339(entry.modified_ns + lease.lease_ms * 1_000_000)
+        waiting = await self.store.read(self.layout.pending(id), MAX_DOCUMENT_BYTES) if state == "pending" else None
         return Story(
             id=id,
-            state=states[-1] if states else receipts[-1].outcome,
+            state=state,
             asked_again=ended_attempts(keys)[1],
             receipts=tuple(receipts),
-            claim=shown,
+            since=rfc3339(places[state].modified_ns) if state in places else None,
+            pool=plan_of(waiting, allow_unknown_fields=True).pool if waiting is not None else None,
+            claim=None if claim is None else {**msgspec.to_builtins(claim), "spec": None},
             leases=leases,
+            held_until=held_until if claim is not None else None,
         )
 
     async def retry(self, id: str) -> int:
         """Ask for another attempt of what failed; its number. May be repeated until it has been done."""
         progress = await self.progress(id)
         if progress.last is None:
-            raise FleetError(f"{id} has not been run: there is nothing to be tried again")
+            raise FleetError(f"{id} has not been run: there is nothing to be tried again (how it stands: cellos fleet show {id})")
         if progress.last.outcome == "completed":
             raise FleetError(f"{id} is completed: submit it under another id to run it again (--id)")
         if progress.last.again:
@@ -192,10 +241,6 @@ class Queue:
             case "claimed":
                 return self.layout.claimed(id)
         return self.layout.result(id, state)
-
-    async def _node(self, id: str) -> str | None:
-        claim = await self._read(Claim, self.layout.claimed(id))
-        return claim.node if claim is not None else None
 
     async def _receipt(self, id: str, attempt: int) -> Receipt:
         key = self.layout.receipt(id, attempt)

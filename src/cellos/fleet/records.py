@@ -80,6 +80,7 @@ class AgentState(Record, frozen=True, kw_only=True):
     pool: str
     slots: int
     slots_free: int
+    heartbeat_ms: int = 30_000
     draining: bool
     started_at: str
     store: str

@@ -30,6 +30,18 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LONGEST_TEXT = 300
 _INSTANCE = "169.254.169.254"
 """Where a machine of AWS asks for its credentials."""
+_REQUEST = re.compile(r"^.*?Error performing ([A-Z]+) (\S+) in \S+ - (?:Server returned non-2xx status code: )?")
+_CURES = {
+    "NoSuchBucket": "make the bucket, or name another; AWS_ENDPOINT_URL and AWS_REGION say where it is looked for",
+    "InvalidAccessKeyId": "see AWS_ACCESS_KEY_ID",
+    "SignatureDoesNotMatch": "see AWS_SECRET_ACCESS_KEY",
+    "AccessDenied": "the credentials must be allowed to get, put, delete and list below the prefix",
+    "RequestTimeTooSkewed": "set the clock of this machine",
+    "AuthorizationHeaderMalformed": "see AWS_REGION",
+    "PermanentRedirect": "see AWS_REGION",
+    "error sending request": "nobody answers there; AWS_ENDPOINT_URL and AWS_REGION say where the bucket is looked for",
+}
+"""What to do about a word in an error."""
 T = TypeVar("T")
 
 
@@ -205,11 +217,13 @@ async def _outcome(request: Awaitable[T]) -> T:
 
 
 def _text(error: Exception) -> str:
-    """The library's words, without its debug output, and without what follows a `?` in URLs: that may be a signature."""
+    """The library's words, without its debug output, and without what follows a `?` in URLs: that may be a signature. And what to do."""
     first = str(error).partition("\n\nDebug source")[0]
     if _INSTANCE in first:
         return f"no AWS credentials: neither AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are set, nor has this machine a role ({_INSTANCE})"
     told = re.search(r"<Code>(.*?)</Code>(?:.*?<Message>(.*?)</Message>)?", first, re.DOTALL)
     head = first.partition("<?xml")[0]
     text = f"{head}{': '.join(part for part in told.groups() if part)}" if told else head
-    return re.sub(r"\?[^\s]*", "", " ".join(text.split()))[:_LONGEST_TEXT]
+    text = _REQUEST.sub(r"\1 \2: ", re.sub(r"\?[^\s]*", "", " ".join(text.split())))
+    cure = next((f" ({cure})" for word, cure in _CURES.items() if word in text), "")
+    return text[:_LONGEST_TEXT] + cure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -90,11 +91,31 @@ def test_lists_say_where_a_spec_is() -> None:
         ("runs", "claimed", "n1"),
         ("waits", "pending", None),
     ]
-    state = AgentState(
-        token="t", node="n1", life="l", pool="", slots=2, slots_free=1, draining=False, started_at="x", store="ok", version="0"
-    )
-    store.put(LAYOUT.agent("l"), encode(state))
-    assert [agent.node for agent, _ in do(queue(store).agents())] == ["n1"]
+
+
+def test_agents_that_said_nothing_for_long_are_lost() -> None:
+    second, now = 1_000_000_000, 1_000_000_000_000
+    for age, draining, shown in ((12, False, "here"), (12, True, "draining"), (14, False, "lost"), (14, True, "lost")):
+        store = MemoryStore(lambda age=age: now - age * second)  # type: ignore[misc]
+        state = AgentState(
+            token="t",
+            node="n1",
+            life="l",
+            pool="",
+            slots=2,
+            slots_free=1,
+            heartbeat_ms=1000,
+            draining=draining,
+            started_at="x",
+            store="ok",
+            version="0",
+        )
+        store.put(LAYOUT.agent("l"), encode(state))
+        for id, life in (("a", "l"), ("b", "l"), ("c", "another")):
+            store.put(LAYOUT.claimed(id), encode(Claim(token="t", node="n1", life=life, lease_ms=1, claimed_at="now", spec=b"{}")))
+        found = Queue(store, LAYOUT, who="me", wall_ns=lambda: now, token="mine", pause=at_once)
+        [row] = do(found.agents(do(found.rows())))
+        assert (row.node, row.state, row.runs, row.slots) == ("n1", shown, 2, 2)
 
 
 def test_all_of_one_spec() -> None:
@@ -110,11 +131,22 @@ def test_all_of_one_spec() -> None:
     assert story.claim is not None
     assert (story.claim["node"], story.claim["spec"]) == ("n1", None)
     assert story.leases["2"].started
+    assert story.held_until == "1970-01-01T00:00:00.001000000+00:00"
     with pytest.raises(FleetError, match="there is no spec b"):
         do(queue(store).show("b"))
     store.put(LAYOUT.claimed("c"), b"{}")
     with pytest.raises(StoreError, match="does another program use this prefix"):
         do(queue(store).show("c"))
+
+
+def test_what_waits_says_for_which_pool() -> None:
+    store = MemoryStore(lambda: 0)
+    body = {"id": "a", "authority": {}, "lifetime": {"ttlSeconds": 1}, "run": {"argv": ["x"]}, "placement": {"poolId": "gpu"}}
+    store.put(LAYOUT.pending("a"), json.dumps({"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body}).encode())
+    story = do(queue(store).show("a"))
+    assert (story.state, story.pool, story.since, story.held_until) == ("pending", "gpu", "1970-01-01T00:00:00.000000000+00:00", None)
+    store.put(LAYOUT.pending("broken"), b"{")
+    assert do(queue(store).show("broken")).pool is None
 
 
 def test_what_failed_is_asked_for_again() -> None:
