@@ -15,9 +15,14 @@ from __future__ import annotations
 import ctypes
 import os
 import select
-import signal
 import sys
 import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal  # `signal` takes as long to load as all else here
 
 GRACE_SECONDS = 10.0
 _LISTEN_FD = 3
@@ -52,19 +57,19 @@ def main(argv: list[str]) -> int:
     os.dup2(null, 1)  # its output ends when the program's does
     os.dup2(null, 2)
     ended = os.pidfd_open(program)
-    signal.signal(signal.SIGTERM, asked)
+    _signal.signal(_signal.SIGTERM, asked)
     try:
         if until and not _wait_until(until, ended):
             grace = 0.0
         elif not until:
             select.select([0, ended], [], [])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
     except _Asked:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    for number in (signal.SIGCONT, signal.SIGTERM) if grace else ():
-        signal.pidfd_send_signal(ended, number) if not _over(ended, 0) else None
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
+    for number in (_signal.SIGCONT, _signal.SIGTERM) if grace else ():
+        _signal.pidfd_send_signal(ended, number) if not _over(ended, 0) else None
     if not _over(ended, grace):
-        signal.pidfd_send_signal(ended, signal.SIGKILL)
+        _signal.pidfd_send_signal(ended, _signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     return code if code >= 0 else 128 - code
 
@@ -90,7 +95,7 @@ def _wait_until(until: float, ended: int) -> bool:
 def _become(libc: ctypes.CDLL, parent: int, argv: list[str], listener: int, stdin: int) -> None:
     """The program, or exit code 127."""
     try:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        libc.prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
         if os.getppid() == parent:
             given = stdin if stdin >= 0 else os.open(os.devnull, os.O_RDONLY)
             os.dup2(given, 0)
