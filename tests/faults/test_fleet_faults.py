@@ -209,6 +209,7 @@ STEPS = {
     "after create completed": COMPLETED,
     "after remove pending": COMPLETED,
     "after remove claimed": COMPLETED,
+    "after remove leases": COMPLETED,
     "before create claimed": RUN_BY_ANOTHER,
 }
 
