@@ -200,6 +200,8 @@ def test_a_drain_lets_its_cell_end_and_what_failed_can_be_tried_again(queue: Que
         return [each for each in queue.log("first") if each["message"] == "heartbeat"]
 
     wait_for(lambda: heartbeats()[-1:] and heartbeats()[-1]["draining"], "a heartbeat while it drains")
+    [agent] = json.loads(queue("ls").stdout)["agents"]
+    assert (agent["node"], agent["state"], agent["runs"]) == ("first", "draining", 1)
     (flag / "end").touch()
     assert first.wait(SECONDS) == 0
     assert any(each["running"] == 1 and not each["draining"] for each in heartbeats())

@@ -91,12 +91,13 @@ class Agent:
         self._changed.set()
         if stop.is_set():
             _log.info("SIGTERM received — draining (no new work accepted)", extra=self._fields(running=len(self._mine)))
+        told = asyncio.create_task(self._say_state())
         work, sweep, heartbeats = loops
         await asyncio.gather(work, sweep)
         while self._tasks:
             await asyncio.wait(self._tasks)
         heartbeats.cancel()
-        await asyncio.wait({heartbeats})
+        await asyncio.wait({told, heartbeats})
         try:
             await self.store.remove(self.layout.agent(self.life))
         except StoreError as error:
@@ -342,10 +343,13 @@ class Agent:
                 "draining": self._stop.is_set(),
             }
             _log.info("heartbeat", extra=self._fields(**fields))
-            try:
-                await self.store.write(self.layout.agent(self.life), self._state())
-            except StoreError as error:
-                self.health.went_wrong(error)
+            await self._say_state()
+
+    async def _say_state(self) -> None:
+        try:
+            await self.store.write(self.layout.agent(self.life), self._state())
+        except StoreError as error:
+            self.health.went_wrong(error)
 
     def _state(self) -> bytes:
         state = AgentState(

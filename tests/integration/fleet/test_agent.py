@@ -229,6 +229,24 @@ def test_agents_tell_of_themselves_and_the_dead_are_forgotten(run: Any, monkeypa
     assert not store.objects
 
 
+def test_that_it_drains_is_told_at_once(run: Any) -> None:
+    class Keeping(MemoryStore):
+        said: list[AgentState] = []  # noqa: RUF012  # one store, one list
+
+        async def write(self, key: str, body: bytes) -> None:
+            self.said.append(decode(AgentState, body, key))
+            await super().write(key, body)
+
+    store = Keeping()
+
+    async def work(agent: Agent) -> None:
+        await until(lambda: LAYOUT.agent(agent.life) in store.objects)
+
+    run(store, work, heartbeat_ms=60_000)
+    assert [state.draining for state in store.said] == [True]
+    assert not store.objects
+
+
 def test_what_another_program_wrote_is_left_and_told_once(
     run: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
