@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 from nats import errors as nats_errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Srv
 from nats.aio.client import Server as PoolServer
 from nats.aio.msg import Msg
 
@@ -194,7 +194,7 @@ class LogClient(Client):
         await super().close()
 
     def hang_up(self) -> None:
-        """After `close`, which closes nothing of a connection that was not made to its end."""
+        """Close what there is of a connection, also where it was not made to its end; `close` does not."""
         if self._transport is not None:
             self._transport.close()  # type: ignore[no-untyped-call]  # nats-py's, without annotations
 
@@ -206,6 +206,11 @@ class LogClient(Client):
         uri = self._current_server.uri if self._current_server else None
         found = self._by_address.get(f"{uri.hostname}:{uri.port}") if uri else None
         return found or next(iter(self._by_address.values()))
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """As theirs, which forgets to close what came of the attempt before."""
+        self.hang_up()
+        await super()._connect_to_server(s)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:  # noqa: FBT002 (theirs)
         if initial_connection and wants_tls(self.settings, self.server):

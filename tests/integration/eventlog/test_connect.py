@@ -294,6 +294,41 @@ def test_it_connects_when_the_server_appears_and_again_when_it_comes_back(server
     run(test())
 
 
+def test_an_attempt_that_fails_leaves_no_connection(run: Run, until: Any) -> None:
+    """Neither to this host nor to the server, which may have a limit on them."""
+
+    async def test() -> None:
+        writers: list[asyncio.StreamWriter] = []
+        ended: list[int] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            number = len(writers)
+            writers.append(writer)
+            writer.write(b'INFO {"server_id": "x", "version": "2.12.0", "headers": true, "max_payload": 1048576}\r\n')
+            while line := await reader.readline():
+                if line == b"PING\r\n":
+                    writer.write(b"-ERR 'no'\r\n" if number else b"PONG\r\n")
+            ended.append(number)
+            writer.close()
+
+        async def three_failed() -> bool:
+            return len(writers) > 3
+
+        async def are_gone() -> bool:
+            return {*range(len(writers) - 1)} <= {*ended}
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        client = await connect(Settings(url=f"nats://127.0.0.1:{listener.sockets[0].getsockname()[1]}"), name="test")
+        writers[0].close()
+        await until(three_failed)
+        await until(are_gone)
+        await client.close()
+        client.hang_up()
+        listener.close()
+
+    run(test())
+
+
 def test_an_error_of_the_server_does_not_close_the_client(server: NatsServer, run: Run, until: Any) -> None:
     async def test() -> None:
         client = await connect(Settings(url=server.url), name="test")
