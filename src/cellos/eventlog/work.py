@@ -29,6 +29,8 @@ ACK_WAIT_SECONDS = 5
 """After which a message that nobody answered goes to another node. A claim takes milliseconds: who is silent is most likely gone."""
 PULL_SECONDS = 5.0
 """How long a pull stays with the server. A lost one is asked for again after that."""
+HOLD_SECONDS = 0.1
+"""How long a message that came before there was room waits for some: a node whose cells are short need not ask for each and wait."""
 _CHECK_SECONDS = 0.5
 
 
@@ -109,6 +111,9 @@ class WorkQueue:
         self._room = 0
         """How many messages `take` would still give to its caller."""
         self._got: list[WorkItem] = []
+        self._held: dict[WorkItem, asyncio.TimerHandle] = {}
+        """What came before it was asked for, and goes back when its time is over."""
+        self._giving: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._is_ready = False
         self._failure = ""
@@ -123,6 +128,9 @@ class WorkQueue:
     async def take(self, most: int, wait_seconds: float) -> list[WorkItem]:
         """1 to `most` messages; none where none came in time, or there is no connection. Cancelled, what had come comes again later."""
         self._room, self._got = most, []
+        for item in list(self._held)[:most]:
+            self._held.pop(item).cancel()
+            self._give(item)
         attempt = 0
         try:
             async with asyncio.timeout(wait_seconds):
@@ -136,6 +144,9 @@ class WorkQueue:
                         self._begin_anew(error.text if isinstance(error, EventLogError) else without_prefix(error))
                         attempt += 1
                         await asyncio.sleep(pause(attempt))
+                if self._is_ready:
+                    with contextlib.suppress(nats_errors.Error, OSError):  # the next one says so
+                        await self._ask_ahead()
         except TimeoutError:
             pass
         except BaseException:
@@ -150,6 +161,8 @@ class WorkQueue:
         """Idempotent. What is on its way comes again, elsewhere."""
         subscription, self._subscription = self._subscription, None
         self._pulls.clear()
+        for item in list(self._held):
+            await self._give_back(item)
         if subscription is not None:
             with contextlib.suppress(nats_errors.Error, OSError):
                 await subscription.unsubscribe()
@@ -169,24 +182,35 @@ class WorkQueue:
 
     async def _sweep(self) -> None:
         """What is there already, class by class, so that never more comes than there is room for. Raises EventLogError."""
+        waiting = self._waiting()
         for work in self._classes:
-            if self._room > 0:
+            if self._room > 0 and work not in waiting:
                 pull = await self._pull(work, self._room, {"no_wait": True})
                 await self._until(pull.is_over)
 
     async def _wait_for_one(self) -> None:
-        """Until a message came, or a pull ended. Pulls that are left over wait on: what they bring is for the next `take`, if it comes."""
-        waiting = {pull.work for pull in self._pulls.values()}
+        """Until a message came, or a pull ended."""
+        await self._ask_ahead()
+        pulls = len(self._pulls)
+        await self._until(lambda: bool(self._got) or len(self._pulls) < pulls)
+
+    async def _ask_ahead(self) -> None:
+        """Let one message of each class come when there is one. What comes after `take` is for the next one, if that comes soon."""
+        waiting = self._waiting()
         for work in self._classes:
             if work not in waiting:
                 await self._pull(work, 1, {"expires": int(PULL_SECONDS * NANO)})
-        pulls = len(self._pulls)
-        await self._until(lambda: bool(self._got) or len(self._pulls) < pulls)
+
+    def _waiting(self) -> set[WorkClass]:
+        """Classes of which a pull is with the server: nothing of them is there, or it is on its way."""
+        now = asyncio.get_running_loop().time()
+        self._pulls = {name: pull for name, pull in self._pulls.items() if now < pull.until}
+        return {pull.work for pull in self._pulls.values()}
 
     async def _pull(self, work: WorkClass, batch: int, options: dict[str, Any]) -> _Pull:
         self._asked += 1
         name = f"{self._inbox}.{self._asked}"
-        pull = self._pulls[name] = _Pull(work, batch)
+        pull = self._pulls[name] = _Pull(work, batch, asyncio.get_running_loop().time() + PULL_SECONDS + 1)
         request = msgspec.json.encode({"batch": batch, **options})
         await self._client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{consumer_name(self._pool, work)}", request, reply=name)
         return pull
@@ -219,10 +243,9 @@ class WorkQueue:
                     del self._pulls[name]
             item = WorkItem(self._client, message)
             if self._room > 0:
-                self._room -= 1
-                self._got.append(item)
+                self._give(item)
             else:
-                await item.nak()  # nobody here wants it now
+                self._held[item] = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._begin_to_give_back, item)
             return
         found = self._pulls.pop(message.subject, None)
         if found is not None:
@@ -232,6 +255,22 @@ class WorkQueue:
             self._failure = f"{STREAM}: nobody gives work; the consumer is gone, or its leader"
         elif status == "409" and "Exceeded" not in description:
             self._failure = f"{STREAM}: {description}"
+
+    def _give(self, item: WorkItem) -> None:
+        self._room -= 1
+        self._got.append(item)
+
+    def _begin_to_give_back(self, item: WorkItem) -> None:
+        task = asyncio.ensure_future(self._give_back(item))
+        self._giving.add(task)
+        task.add_done_callback(self._giving.discard)
+
+    async def _give_back(self, item: WorkItem) -> None:
+        """Nobody here wants it now."""
+        timer = self._held.pop(item, None)
+        if timer is not None:
+            timer.cancel()
+            await item.nak()
 
     def _begin_anew(self, why: str) -> None:
         self._pulls.clear()
@@ -249,6 +288,8 @@ class _Pull:
 
     work: WorkClass
     left: int
+    until: float
+    """Without a word until then it was lost."""
 
     def is_over(self) -> bool:
         return self.left == 0
