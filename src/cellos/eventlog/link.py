@@ -39,6 +39,7 @@ class Link(asyncio.Protocol):
 
     def __init__(self, on_items: Callable[[list[Stored | Control]], None], on_end: Callable[[], None]) -> None:
         self.failure: str | None = None
+        self._resting = False
         self.wire = Wire()
         self.inbox = f"_INBOX.{os.urandom(11).hex()}"
         self.info = _Info()
@@ -80,6 +81,18 @@ class Link(asyncio.Protocol):
         """Queue bytes."""
         if self._transport is not None and self.failure is None:
             self._transport.write(data)
+
+    def rest(self, seconds: float) -> None:
+        """Read nothing for so long."""
+        if self._transport is not None and self.failure is None and not self._resting:
+            self._resting = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resting = False
+        if self._transport is not None and self.failure is None:
+            self._transport.resume_reading()
 
     def publish(self, subject: str, reply: str, payload: bytes) -> None:
         """Queue one message; its answer goes to `reply`, below the inbox."""

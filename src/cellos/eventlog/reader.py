@@ -41,6 +41,10 @@ SILENCE_SECONDS = 3.0 * HEARTBEAT_SECONDS
 """In a cluster the consumer may be on a server that dies while ours goes on: nobody tells us."""
 EXPIRY_SECONDS = 30
 INACTIVE_SECONDS = 60
+BUSY_PER_SECOND = 500
+"""Messages from which on a reader that is up to date rests between two batches: each costs it, and the server, the same however small."""
+REST_SECONDS = 0.01
+_WINDOW_SECONDS = 0.05
 _NANO = 1_000_000_000
 _ENDED_PULL = (b"408", b"404", b"409 Message Size Exceeds", b"409 Batch Completed", b"409 Exceeded Max")
 
@@ -192,6 +196,7 @@ class Reader:
         if session.link.wire.pending == 0:
             self._target = min(self._target, self._position)
         session.refill()
+        session.rest_if_busy(len(items))
         return items
 
     def _tell(self, text: str) -> None:
@@ -235,6 +240,9 @@ class _Session:
         self._alone = False
         """The next message is larger than a pull may bring."""
         self._seconds = seconds
+        self._window_began = 0.0
+        self._counted = 0
+        self._busy = False
 
     @classmethod
     async def open(cls, settings: Settings, server: Server, name: str, seconds: float) -> _Session:
@@ -290,6 +298,16 @@ class _Session:
             self._alone = False
             self._pulls[reply.encode()] = pull["batch"]
             self.link.publish(f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._consumer}", reply, msgspec.json.encode(pull))
+
+    def rest_if_busy(self, messages: int) -> None:
+        """Let what comes next wait a moment, so that more comes with it; not while more is there already, nor for single messages."""
+        now = self._loop.time()
+        self._counted += messages
+        if now >= self._window_began + _WINDOW_SECONDS:
+            self._busy = self._counted >= BUSY_PER_SECOND * (now - self._window_began)
+            self._window_began, self._counted = now, 0
+        if self._busy and self.link.wire.pending == 0:
+            self.link.rest(REST_SECONDS)
 
     async def wait(self) -> None:
         """Until something came. Raises EventLogError at the end of the connection."""

@@ -14,6 +14,7 @@ import pytest
 from cellos.errors import LogUnreachable, NoStream, OutcomeUnknown, Rebuild
 from cellos.eventlog import reader as module
 from cellos.eventlog.api import ask
+from cellos.eventlog.link import Link
 from cellos.eventlog.reader import Reader
 from cellos.eventlog.stored import Cursor, Stored
 from cellos.eventlog.stream import ensure_stream
@@ -68,6 +69,32 @@ def test_replay_and_tail_are_one(server: NatsServer, open_log: Open, run: Run) -
             assert ids(found) == numbered(1800)
             assert [stored.sequence for stored in found] == list(range(1, 1801))
             await no_more_comes(reader)
+
+    run(test())
+
+
+def test_a_busy_reader_rests_between_batches_and_loses_nothing(
+    server: NatsServer, open_log: Open, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    rest = Link.rest
+
+    def counted(link: Link, seconds: float) -> None:
+        rests.append(seconds)
+        rest(link, seconds)
+
+    monkeypatch.setattr(module, "BUSY_PER_SECOND", 1)
+    monkeypatch.setattr(module, "_WINDOW_SECONDS", 0.0)
+    monkeypatch.setattr(Link, "rest", counted)
+
+    async def test() -> None:
+        async with open_log(server.url) as opened, Reader(opened.client) as reader:
+            writing = asyncio.create_task(opened.write(300))
+            found = await take(reader, 300)
+            await writing
+            assert ids(found) == numbered(300)
+            assert rests
+            await no_more_comes(reader)  # and it may end while it rests
 
     run(test())
 
