@@ -3,7 +3,8 @@
     python bench/formation.py [--json FILE] [--quick]
 
 Everything is real: `cellos up` with its NATS, server, controller and node, isolated cells, every event acknowledged. Times are wall time
-where nothing else is said; CPU is that of one process. Exit code 1 where an answer was wrong; slowness is no failure.
+where nothing else is said; CPU is that of one process. The baseline are the same cells in a process that only makes cells, one at a time on
+each processor. Exit code 1 where an answer was wrong; slowness is no failure.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from warm import Warm
 
 from cellos.client.address import Address, read_token
 from cellos.client.server import Server
@@ -58,9 +61,9 @@ class System:
 
 
 @contextlib.contextmanager
-def system() -> Iterator[System]:
+def system(*options: str) -> Iterator[System]:
     with tempfile.TemporaryDirectory(prefix="cellos-bench-") as directory:
-        command = [sys.executable, "-m", "cellos.cli.main", "up", "--dir", directory, "--bind", "127.0.0.1:0", "--json"]
+        command = [sys.executable, "-m", "cellos.cli.main", "up", "--dir", directory, "--bind", "127.0.0.1:0", "--json", *options]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
@@ -98,23 +101,21 @@ def wide(name: str, count: int) -> bytes:
 
 
 def wait(server: Server, ids: Sequence[str], seconds: float) -> None:
-    """Until all are COMPLETED."""
+    """Until all are COMPLETED. Asked seldom, and first only about the one that was submitted last: who waits should not be the load."""
     deadline = time.monotonic() + seconds
-    waiting = list(ids)
-    while waiting:
-        records = (
-            {record["id"]: record["status"] for record in server.formations()}
-            if len(waiting) > 1
-            else {waiting[0]: server.formation(waiting[0])["status"]}
-        )
-        for ident in waiting:
+    last, pause = ids[-1], 0.02 if len(ids) == 1 else 0.1
+    while True:
+        records = {last: server.formation(last)["status"]}
+        if len(ids) > 1 and records[last] == "COMPLETED":
+            records = {record["id"]: record["status"] for record in server.formations()}
+        for ident in set(ids) & set(records):
             if records[ident] in {"FAILED", "CANCELLED", "DEGRADED"}:
                 raise WrongAnswerError(f"formation {ident} is {records[ident]}")
-        waiting = [ident for ident in waiting if records[ident] != "COMPLETED"]
+        if all(records.get(ident) == "COMPLETED" for ident in ids):
+            return
         if time.monotonic() > deadline:
-            raise WrongAnswerError(f"{len(waiting)} formations have not ended after {seconds:g} s")
-        if waiting:
-            time.sleep(0.02 if len(ids) == 1 else 0.3)
+            raise WrongAnswerError(f"the {len(ids)} formations have not ended after {seconds:g} s")
+        time.sleep(pause)
 
 
 def times(server: Server, formation: str) -> dict[str, int]:
@@ -175,6 +176,20 @@ def throughput(found: System, count: int) -> dict[str, float]:
     return {"cells_per_second": count / took, "events_per_cell": events / count, **shares}
 
 
+def alone(count: int) -> dict[str, float]:
+    """Cells per second with record, spool and chain, and without anything around them."""
+    threads = len(os.sched_getaffinity(0))
+    with (
+        tempfile.TemporaryDirectory(prefix="cellos-bench-") as directory,
+        Warm({"CELLOS_STATE_DIR": directory}, directory) as warm,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        list(pool.map(lambda _: warm.run(), range(threads)))
+        began = time.monotonic()
+        list(pool.map(lambda _: warm.run(), range(count)))
+        return {"cells_alone_per_second": count / (time.monotonic() - began)}
+
+
 def controller(found: System, sizes: Sequence[int]) -> dict[str, float]:
     """Milliseconds of the controller's CPU per member, by the number of members."""
     cost = {}
@@ -197,6 +212,10 @@ def main() -> int:
         with system() as found:
             latency(found, 3)  # the first cells find everything cold
             result = latency(found, LATENCY_RUNS // scale or 3) | throughput(found, 500 // scale)
+        with system("--slots", str(2 * len(os.sched_getaffinity(0)))) as found:
+            latency(found, 3)
+            result["cells_per_second_two_slots"] = throughput(found, 500 // scale)["cells_per_second"]
+        result |= alone(200 // scale)
         with system() as found:
             result |= controller(found, sizes)
     except WrongAnswerError as error:
@@ -218,7 +237,11 @@ def report(result: dict[str, float], sizes: Sequence[int]) -> None:
     line("POST to the member's first instruction, median", first, "ms", "50 ms")
     line("                                       slowest", result["slowest_ms"], "ms")
     line("first instruction / answer", first / post, "")
-    line("one-member formations, all events acknowledged", result["cells_per_second"], "cells/s", "60 cells/s")
+    print("one-member formations, all events acknowledged")
+    line("  a slot for each processor, as by default", result["cells_per_second"], "cells/s", "60 cells/s")
+    line("  two slots for each processor", result["cells_per_second_two_slots"], "cells/s", "60 cells/s")
+    line("  the same cells alone", result["cells_alone_per_second"], "cells/s")
+    line("  formations / alone", result["cells_per_second"] / result["cells_alone_per_second"], "")
     line("events per cell", result["events_per_cell"], "")
     for part in ("server", "controller", "node", "nats-server"):
         line(f"  CPU per cell: {part}", result[f"cpu_ms_{part}"], "ms")

@@ -41,10 +41,10 @@ SILENCE_SECONDS = 3.0 * HEARTBEAT_SECONDS
 """In a cluster the consumer may be on a server that dies while ours goes on: nobody tells us."""
 EXPIRY_SECONDS = 30
 INACTIVE_SECONDS = 60
-BUSY_PER_SECOND = 500
+BUSY_PER_SECOND = 200
 """Messages from which on a reader that is up to date rests between two batches: each costs it, and the server, the same however small."""
-REST_SECONDS = 0.01
-_WINDOW_SECONDS = 0.05
+REST_SECONDS = 0.04
+_WINDOW_SECONDS = 0.25
 _NANO = 1_000_000_000
 _ENDED_PULL = (b"408", b"404", b"409 Message Size Exceeds", b"409 Batch Completed", b"409 Exceeded Max")
 
