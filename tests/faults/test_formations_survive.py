@@ -299,7 +299,10 @@ def test_a_round_of_faults(system: System, seed: int) -> None:
 
 
 def check_runs(log: list[Stored], formations: set[str]) -> None:
-    """Each attempt was asked for once, taken once, run once, ended once; and its chain holds."""
+    """Each attempt was asked for once, taken once, run once, ended once; and its chain holds.
+
+    One that began, and was to be cancelled before any controller came to ask for it, is void without having been asked for.
+    """
     asked: set[Attempt] = set()
     runs: dict[Attempt, list[Event]] = {}
     lines: list[bytes] = []
@@ -311,11 +314,11 @@ def check_runs(log: list[Stored], formations: set[str]) -> None:
         if event.type == DISPATCHED:
             asked.add(attempt)
             continue
-        assert attempt in asked, f"{attempt} was not asked for before {event.type}"
+        assert attempt in asked or event.type == VOID, f"{attempt} was not asked for before {event.type}"
         runs.setdefault(attempt, []).append(event)
         if event.type != VOID:
             lines.append(stored.data)
-    assert asked == runs.keys(), "every attempt has an end"
+    assert asked <= runs.keys(), "every attempt has an end"
     for attempt, events in runs.items():
         counts = Counter(event.type for event in events)
         if counts[VOID]:

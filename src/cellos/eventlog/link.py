@@ -46,6 +46,8 @@ class Link(asyncio.Protocol):
         self._on_items = on_items
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
+        self._tcp: asyncio.Transport | None = None
+        """Below TLS, if there is any."""
         self._answers: dict[bytes, asyncio.Future[Control]] = {}
         self._lines: deque[Control] | None = deque()
         """What came while logging in."""
@@ -54,7 +56,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio.Protocol. It may come after our end: whoever waited for it was cancelled in that moment."""
-        self._transport = cast("asyncio.Transport", transport)
+        self._transport = self._tcp = cast("asyncio.Transport", transport)
         if self.failure is not None:
             self._transport.abort()
 
@@ -132,8 +134,9 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """After what is queued was sent. Idempotent."""
-        if self.failure is None and self._transport is not None:
+        if self.failure is None and self._transport is not None and self._tcp is not None:
             self._transport.close()
+            self._tcp.close()  # TLS would wait for the farewell of a server that may be gone
             self._transport = None
         self.fail("closed")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from nats.aio.client import Client
 
 from cellos.errors import LogTooOld
 from cellos.eventlog.connect import LogClient, Settings, connect, require_version
+from cellos.eventlog.link import open_link
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.nkey import Nkey, _encoded
 from cellos.eventlog.reader import Reader
@@ -181,6 +183,20 @@ def tls(certificates: Path, more: str = "") -> str:
 def test_tls(make_server: Callable[..., NatsServer], run: Run, certificates: Path, scheme: str) -> None:
     server = make_server(tls(certificates))
     run(works(Settings(url=f"{scheme}://{server.address}", ca_file=str(certificates / "ca.pem"))))
+
+
+def test_a_link_ends_without_waiting_for_the_farewell_of_tls(make_server: Callable[..., NatsServer], run: Run, certificates: Path) -> None:
+    server = make_server(tls(certificates))
+    settings = Settings(url=server.url, ca_file=str(certificates / "ca.pem"))
+
+    async def test() -> None:
+        link = await open_link(settings, settings.servers[0], name="test", on_items=lambda _: None, on_end=lambda: None)
+        server.pause()
+        link.close()
+
+    run(test())
+    server.go_on()
+    gc.collect()  # warns of what was not closed, which is an error in tests
 
 
 def test_where_tls_is_only_offered_a_ca_file_demands_it(make_server: Callable[..., NatsServer], run: Run, certificates: Path) -> None:

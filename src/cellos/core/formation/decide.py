@@ -7,7 +7,7 @@ members: a decision costs what it asks for.
 What is asked for, in this order of importance:
 
 1. Runs of node lives that are gone are closed.
-2. A formation that is being cancelled gets nothing more; what was asked for and not claimed is declared void. Once no attempt is left open
+2. A formation that is being cancelled gets nothing more; attempts that began and were not claimed are declared void. Once none is left open
    it is `cancelled` after a delete, and `failed` otherwise.
 3. When the deadline passed, or a critical member failed for good, what runs is cancelled; where nothing runs, the formation is `failed`.
 4. When all members ended it is `completed`.
