@@ -186,6 +186,7 @@ def test_it_has_one_thread_and_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) 
         os.close(writing)
 
 
+@pytest.mark.linux_backend(user_may_skip=True)
 @pytest.mark.skipif(not ROOT, reason="only root has capabilities to go without")
 def test_root_needs_no_right_to_look_into_other_processes(tmp_path: Path) -> None:
     """CAP_SYS_PTRACE would be a right over the whole host; a container's root does not have it."""
