@@ -75,7 +75,7 @@ def _list(
 def main() -> None:
     logging.getLogger("werkzeug").disabled = True
     WSGIRequestHandler.protocol_version = "HTTP/1.1"
-    models._VersionedKeyStore = _Keys  # noqa: SLF001
+    models._VersionedKeyStore = _Keys  # noqa: SLF001  # moto has no option for it
     models.S3Backend.list_objects_v2 = _list
     answer, one_at_a_time = server_of_moto.DomainDispatcherApplication(server_of_moto.create_backend_app), threading.Lock()
 
