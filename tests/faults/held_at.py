@@ -26,6 +26,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
+import telling
+
 from cellos.artifacts.files import DirectoryStore
 from cellos.backends.linux import LinuxBackend
 from cellos.backends.linux_cell import LinuxCell
@@ -63,17 +65,6 @@ def always(step: str) -> Callable[..., str]:
     return lambda *_, **__: step
 
 
-def run_telling_of_the_start(original: Callable[..., Any]) -> Callable[..., Any]:
-    def run(cell: Any, command: Any, *, on_started: Callable[[], None]) -> Any:
-        def heard() -> None:
-            reached("started")
-            on_started()
-
-        return original(cell, command, on_started=heard)
-
-    return run
-
-
 class HalfRead:
     """A file of which the reader has got a part."""
 
@@ -97,7 +88,7 @@ def put_from_a_half_read_file(original: Callable[..., Any]) -> Callable[..., Any
 
 around(LinuxBackend, "create", before=always("recorded"), after=always("created"))
 around(LinuxCell, "listen", after=always("listening"))
-LinuxCell.run = run_telling_of_the_start(LinuxCell.run)  # type: ignore[method-assign]
+LinuxCell.run = telling.of_the_start(LinuxCell.run, reached)  # type: ignore[method-assign]
 around(LinuxCell, "run", before=always("running"))
 DirectoryStore.put = put_from_a_half_read_file(DirectoryStore.put)  # type: ignore[method-assign]
 around(residue, "look", before=always("destroying"))

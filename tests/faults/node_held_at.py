@@ -26,6 +26,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import telling
+
 from cellos.backends.linux import LinuxBackend
 from cellos.backends.linux_cell import LinuxCell
 from cellos.eventlog.spool import Spool
@@ -79,22 +81,11 @@ def spool(original: Callable[..., None]) -> Callable[..., None]:
     return emit
 
 
-def telling_of_the_start(original: Callable[..., Any]) -> Callable[..., Any]:
-    def run(cell: Any, command: Any, *, on_started: Callable[[], None]) -> Any:
-        def heard() -> None:
-            reached("started")
-            on_started()
-
-        return original(cell, command, on_started=heard)
-
-    return run
-
-
 Spool.emit = spool(Spool.emit)  # type: ignore[method-assign]
 awaited(MemberRun, "claim", lambda _run, won: "claimed" if won else "")
 awaited(Node, "_claimed", lambda _node, run: "answered" if run is not None else "")
 around(LinuxBackend, "create", before="recorded", after="created")
-LinuxCell.run = telling_of_the_start(LinuxCell.run)  # type: ignore[method-assign]
+LinuxCell.run = telling.of_the_start(LinuxCell.run, reached)  # type: ignore[method-assign]
 around(residue, "look", before="destroying")
 around(LinuxCell, "destroy", after="destroyed")
 unlink = os.unlink
