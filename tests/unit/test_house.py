@@ -91,6 +91,17 @@ def test_console_scripts_point_to_a_function(command: str) -> None:
     assert callable(getattr(importlib.import_module(module), function))
 
 
+@pytest.mark.parametrize("command", ["cellos", "cellos-supervisor"])
+def test_commands_whose_start_counts_load_nothing_of_their_own(command: str) -> None:
+    file = ROOT / "bin" / command
+    assert f"bin/{command}" in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["script-files"]
+    imported = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [(node.module, [name.name for name in node.names]) for node in imported if isinstance(node, ast.ImportFrom)] == [
+        (f"cellos.cli.{'main' if command == 'cellos' else 'supervisor'}", ["main"])
+    ]
+    assert len(imported) == 1
+
+
 @by_name
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):

@@ -19,7 +19,6 @@ from cellos.backends.settings import CPU, MEMORY, NO_LIMIT, LinuxSettings
 from cellos.errors import ConfigError, HostBackendError, Unenforceable
 from cellos.ports import Isolation, Refusal, Residue
 from cellos.sandbox import cgroups
-from cellos.sandbox.cures import OWN_GROUP
 from cellos.sandbox.launcher import Launcher, LauncherError
 from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
@@ -226,6 +225,8 @@ def missing_primitives(launcher: Launcher) -> tuple[str, ...]:
 
 
 def _no_controller(name: str) -> str:
+    from cellos.sandbox.cures import OWN_GROUP
+
     return f"this host gives us no writable {name} control group; {OWN_GROUP}; or leave the limit out"
 
 

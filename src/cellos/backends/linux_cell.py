@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from cellos.backends.exports import open_regular
 from cellos.backends.relay import Relay
 from cellos.backends.settings import PARENT
 from cellos.errors import ArgvTooLarge, CellosError, ConfigError, ExportError, HostBackendError, MissingPrimitive
 from cellos.ports import Command, CommandResult, Isolation, Listener, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox import residue as remains
-from cellos.sandbox.cures import cure
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.framing import framed
 from cellos.sandbox.launcher import PARENT_STEP, Cloned
@@ -274,6 +272,8 @@ class LinuxCell:
         relative = path.removeprefix("/work/") if path.startswith("/work/") else path
         if self.work is None:
             raise ExportError(f"{path}: the cell has no work directory")
+        from cellos.backends.exports import open_regular
+
         return open_regular(".", relative, relative_to=self.work)
 
     def destroy(self) -> tuple[Residue, ...]:
@@ -345,6 +345,8 @@ def explain(step: str, number: int, text: str) -> CellosError:
     """A failed step as an error that says what to do about it, where that is known."""
     if step == PARENT_STEP:
         return ConfigError(f"{PARENT}: {step} {text} (os error {number})")
+    from cellos.sandbox.cures import cure
+
     remedy = cure(step, number)
     if remedy:
         return MissingPrimitive(primitive=step, why=text, cure=remedy)

@@ -21,6 +21,7 @@ from cellos.cli.process import (
     start_launcher,
     unexpected,
 )
+from cellos.compiled import prefer_compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main() -> None:
     """Entry point of `cellos`."""
     gc.disable()  # while modules load there is much to walk and nothing to collect; verbs other than `run` work with it again
     secure_standard_streams()
+    prefer_compiled()
     arguments = sys.argv[1:]
     is_run = arguments[:1] == ["run"]
     failure, usage = (OURS_IN_RUN, OURS_IN_RUN) if is_run else (FAILURE, USAGE)
@@ -45,8 +47,6 @@ def main() -> None:
 
 
 def _guarded(arguments: list[str], *, is_run: bool, failure: int, usage: int) -> int:
-    from cellos.errors import CellosError
-
     launcher = None
     try:
         if is_run:
@@ -61,16 +61,13 @@ def _guarded(arguments: list[str], *, is_run: bool, failure: int, usage: int) ->
         except UsageError as error:
             say(f"cellos: {error}")
             return usage
-    except CellosError as error:
-        say(f"cellos: {error}")
-        return failure
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0
     except BrokenPipeError:
         return BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001  # whatever it is, the user gets one line and the documented exit code
+    except Exception as error:  # noqa: BLE001  # one of ours or not, the user gets one line and the documented exit code
         say(f"cellos: {unexpected(error)}")
         return failure
     finally:

@@ -17,6 +17,8 @@ else:
 COMPLETION_VARIABLE = "_CELLOS_COMPLETE"
 """Set where a shell asks what could follow, instead of something to be done."""
 OUTPUT_LOST = "cannot write to standard output: "
+_MEASURED = sys.version_info < (3, 12)
+"""Whether this is the version for which some of `load_msgspec` was measured; the others import the whole modules."""
 STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 
 
@@ -77,34 +79,63 @@ class _Later(type(sys)):  # type: ignore[misc]  # the type of modules, without i
 
 
 def load_msgspec() -> None:
-    """Import msgspec without what it would load and a run never uses, 20 of 37 ms. Call this before anything else imports it.
+    """Import msgspec without what it would load and a run never uses, 26 of 37 ms. Call this before anything else imports it.
 
     - typing_extensions is not there for the time of this import; msgspec takes what it needs of it from `typing` then, and with Python 3.11
       nothing is missing.
-    - It gets types of its own for UUIDs and decimals, which no document and no event has: to it the real ones are as any other class.
+    - It gets types of its own for UUIDs, decimals and enumerations, which no document and no event has: to it the real ones are as any
+      other class.
     - Its modules that we use seldom or never, and `textwrap`, are loaded when they are used.
-    - `datetime` is its part in C alone, which is all that it is since Python 3.12.
+    - With Python 3.11 also: `datetime` is its part in C alone, which is all that it is later; `re`, of which `typing` and msgspec keep two
+      types and a function, is loaded when that function is called; and msgspec need not try out what ForwardRef takes, for which the
+      interpreter would make the classes of all syntax trees.
     """
     modules: dict[str, object] = sys.modules  # type: ignore[assignment]  # it takes what is not a module as well
     if "msgspec" in modules:
         return
-    uuid, decimal = type(sys)("uuid"), type(sys)("decimal")
-    vars(uuid).update(UUID=type("UUID", (), {}), SafeUUID=type("SafeUUID", (), {"unknown": None}))
-    vars(decimal).update(Decimal=type("Decimal", (), {}))
-    replaced = (("typing_extensions", None), ("uuid", uuid), ("decimal", decimal))
-    stand_ins = {name: module for name, module in replaced if name not in modules}
+    stand_ins = {name: module for name, module in _stand_ins() if name not in modules}
     modules.update(stand_ins)
     for name in ("textwrap", "msgspec.inspect", "msgspec.msgpack", "msgspec.toml", "msgspec.yaml"):
         modules.setdefault(name, _Later(name))
-    if sys.version_info < (3, 12) and "datetime" not in modules:
-        import _datetime  # type: ignore[import-not-found]  # it has no stub
-
-        modules["datetime"] = _datetime
     try:
-        import msgspec  # noqa: F401  # into sys.modules
+        import typing
+
+        forward_reference = typing.ForwardRef
+        if _MEASURED:
+            if "datetime" not in modules:
+                import _datetime  # type: ignore[import-not-found]  # it has no stub
+
+                modules["datetime"] = _datetime
+            typing.ForwardRef = lambda *_, **__: None  # type: ignore[assignment,misc]  # all that is asked is whether it takes them
+        try:
+            import msgspec  # noqa: F401  # into sys.modules
+        finally:
+            typing.ForwardRef = forward_reference  # type: ignore[misc]
     finally:
         for name in stand_ins:
             del modules[name]
+
+
+def _stand_ins() -> "list[tuple[str, object]]":
+    """What is in the place of a module, by its name, while msgspec is imported."""
+    uuid, decimal, enum, re = (type(sys)(name) for name in ("uuid", "decimal", "enum", "re"))
+    vars(uuid).update(UUID=type("UUID", (), {}), SafeUUID=type("SafeUUID", (), {"unknown": None}))
+    vars(decimal).update(Decimal=type("Decimal", (), {}))
+    vars(enum).update(EnumMeta=type("EnumMeta", (type,), {}))
+    found: list[tuple[str, object]] = [("typing_extensions", None), ("uuid", uuid), ("decimal", decimal)]
+    if _MEASURED and "re" not in sys.modules:
+        import _sre  # type: ignore[import-not-found]  # it has no stub
+
+        empty = _sre.compile("", 32, [1], 0, {}, (None,))  # what re.compile("") makes: flag UNICODE, one operation, SUCCESS
+        vars(re).update(Pattern=type(empty), Match=type(empty.match("")), compile=_compile)
+        found += [("enum", enum), ("re", re)]
+    return found
+
+
+def _compile(pattern: str, flags: int = 0) -> object:
+    import re
+
+    return re.compile(pattern, flags)
 
 
 def unexpected(error: Exception) -> str:

@@ -6,7 +6,6 @@ words help and errors.
 """
 
 import os
-import re
 from collections.abc import Callable
 
 from msgspec import Struct
@@ -17,20 +16,30 @@ BYTES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def duration(text: str) -> int:
     """`30s`, `1500ms`, `5m`, `1h`; a bare number is seconds. In milliseconds. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)(ms|s|m|h|)", text, re.ASCII)
-    milliseconds = round(float(match[1]) * MILLISECONDS[match[2] or "s"]) if match else 0
+    number = text.rstrip("hms")
+    whole, point, fraction = number.partition(".")
+    unit = MILLISECONDS.get(text[len(number) :] or "s", 0)
+    right = _is_number(whole, 9) and (not point or _is_number(fraction, 3))
+    milliseconds = round(float(number) * unit) if right else 0
     if milliseconds <= 0:
         raise ValueError(f"{text!r} is not a time above 0, like 30s, 1500ms, 5m or 1h")
     return milliseconds
 
 
 def size(text: str) -> int:
-    """`512M`, `1G`, `65536`. In bytes. Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,15})([KMGT]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
-    value = int(match[1]) * BYTES[match[2].upper()] if match else 0
+    """`512M`, `1G`, `65536`; B or iB may follow, in upper or lower case. In bytes. Raises ValueError."""
+    upper = text.upper().removesuffix("B")
+    if upper != text.upper():
+        upper = upper.removesuffix("I")
+    number = upper.rstrip("KMGT")
+    value = int(number) * BYTES.get(upper[len(number) :], 0) if _is_number(number, 15) else 0
     if not 0 < value < 1 << 63:
         raise ValueError(f"{text!r} is not a size above 0, like 512M or 1G")
     return value
+
+
+def _is_number(text: str, digits: int) -> bool:
+    return text.isdecimal() and text.isascii() and len(text) <= digits
 
 
 def file_and_place(text: str) -> tuple[str, str]:

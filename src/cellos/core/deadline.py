@@ -7,7 +7,6 @@ A ttl or timeout of 0 is a deadline of 0: the command gets no time and is killed
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
 from msgspec import Struct
@@ -17,7 +16,6 @@ from cellos.errors import ConfigError
 Source = Literal["ttl", "spec", "environment"]
 VARIABLE = "CELLOS_RUN_TIMEOUT_MS"
 _MAX_U64 = (1 << 64) - 1
-_DIGITS = r"\+?[0-9]+"
 
 
 class Deadline(Struct, frozen=True, kw_only=True):
@@ -56,7 +54,7 @@ def parse_run_timeout(text: str) -> int:
     digits = text.strip()
     number = digits.lstrip("+0")
     # Past 20 digits no unsigned 64-bit number is left, and the interpreter refuses to convert thousands of them.
-    if not re.fullmatch(_DIGITS, digits) or len(number) > 20 or int(number or "0") > _MAX_U64:
+    if not (digits.removeprefix("+").isdecimal() and digits.isascii()) or len(number) > 20 or int(number or "0") > _MAX_U64:
         raise ConfigError(f'invalid {VARIABLE}: "{text}"')
     if not number:
         raise ConfigError(f"{VARIABLE} must be > 0")

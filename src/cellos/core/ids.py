@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
@@ -67,6 +66,8 @@ def unix_ns(text: str) -> int:
                 return _day_ns(text[:10]) + _HOURS[text[10:13]] + _MINUTES[text[13:16]] + _SECONDS[text[16:19]] + int(fraction)
             except (KeyError, ValueError):
                 pass  # it may be right in another way
+    import re
+
     match = re.fullmatch(_RFC3339, text, re.ASCII)
     if match is None:
         raise TimeSyntaxError(text)

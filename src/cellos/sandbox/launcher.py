@@ -40,7 +40,11 @@ GROUP_PREFIX = "cellos-"
 PARENT_STEP = "create cgroup dir"
 """The step that fails where the given parent of control groups cannot be used."""
 _CHANNEL = 3
-_BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from cellos.sandbox.workshop import serve; serve(*sys.argv[2:])"
+_BOOT = """\
+import sys; sys.path.insert(0, sys.argv[1])
+from cellos.compiled import prefer_compiled; prefer_compiled()
+from cellos.sandbox.workshop import serve; serve(*sys.argv[2:])
+"""
 
 
 def group_name(token: str, serial: int) -> str:

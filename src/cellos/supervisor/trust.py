@@ -17,7 +17,6 @@ from cellos.core.events import Draft, RunIdentity
 from cellos.core.ids import rfc3339
 from cellos.errors import CellosError, ConfigError, InvalidSpec, SpecSyntaxError, os_error_text
 from cellos.supervisor.config import Config
-from cellos.supervisor.keyfiles import read_unlinked
 
 if TYPE_CHECKING:
     from cellos.core.policy import AuthorizationPolicy, Denial, PolicyPack
@@ -222,6 +221,8 @@ def _unverified(config: Config, attempted: str, reason: str, now_ns: int) -> lis
 
 
 def _understood_envelope(path: str, read: Callable[[bytes], T]) -> T:
+    from cellos.supervisor.keyfiles import read_unlinked
+
     try:
         return read(read_unlinked(path))
     except OSError as error:
@@ -232,6 +233,8 @@ def _understood_envelope(path: str, read: Callable[[bytes], T]) -> T:
 
 def _read(variable: str, what: str, path: str, understand: Callable[[bytes], T]) -> T:
     """An operator's file, understood. Raises ConfigError."""
+    from cellos.supervisor.keyfiles import read_unlinked
+
     try:
         return understand(read_unlinked(path))
     except OSError as error:

@@ -96,6 +96,23 @@ class TestMsgspec:
             "print(sys.modules['typing_extensions'] is typing_extensions)",
         ) == "True\n"  # fmt: skip
 
+    def test_patterns_and_enumerations_are_loaded_by_whoever_uses_them(self) -> None:
+        assert python(
+            "import sys; from cellos.cli.process import load_msgspec; load_msgspec()",
+            "print('re' in sys.modules, 'enum' in sys.modules)",
+            "import typing, msgspec",
+            "class Marked(msgspec.Struct): name: typing.Annotated[str, msgspec.Meta(pattern='^a+$')]",
+            "print(msgspec.json.decode('{\"name\": \"aa\"}', type=Marked))",
+            "try: msgspec.json.decode('{\"name\": \"b\"}', type=Marked)",
+            "except msgspec.ValidationError as error: print(error)",
+            "import enum, re",
+            "print(typing.Pattern[str].__origin__ is re.Pattern, typing.Match[str].__origin__ is re.Match)",
+            "print(typing.get_type_hints(type('A', (), {'__annotations__': {'x': 'int'}})), enum.Enum('E', 'A').A.value)",
+        ).splitlines() == [
+            "False False", "Marked(name='aa')", "Expected `str` matching regex '^a+$' - at `$.name`",
+            "True True", "{'x': <class 'int'>} 1",
+        ]  # fmt: skip
+
     def test_it_may_be_loaded_twice(self) -> None:
         assert python("from cellos.cli.process import load_msgspec as load; load(); load(); import typing_extensions; load()") == ""
 

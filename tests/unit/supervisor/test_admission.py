@@ -60,7 +60,9 @@ def test_a_patience_that_is_too_long_is_refused_by_name() -> None:
         check(spec(run={"limits": {"gracefulShutdownSeconds": 121}}))
 
 
-@pytest.mark.parametrize("name", ["PATH", "HOME", "TMPDIR", "LD_PRELOAD", "LD_LIBRARY_PATH", "BASH_ENV", "PYTHONSTARTUP", "NODE_OPTIONS"])
+@pytest.mark.parametrize(
+    "name", ["PATH", "HOME", "TMPDIR", "LD_PRELOAD", "LD_LIBRARY_PATH", "BASH_ENV", "PYTHONSTARTUP", "NODE_OPTIONS", "PERL5LIB", "CELLOS_X"]
+)
 def test_a_secret_never_chooses_the_program(name: str) -> None:
     assert f"secretRefs[1]: a secret named {name} " in refusal(spec(authority={"secretRefs": ["FINE", name]}))
 
@@ -75,7 +77,9 @@ def test_nor_does_an_identity() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["PATHS", "MY_PATH", "HOMEPAGE", "LD", "OLD_TOKEN", "ENVIRONMENT", "PERL"])
+@pytest.mark.parametrize(
+    "name", ["PATHS", "MY_PATH", "HOMEPAGE", "LD", "OLD_TOKEN", "ENVIRONMENT", "PERL", "PYTHON", "PYTHON3", "PYTHON_X"]
+)
 def test_names_that_only_look_alike_pass(name: str) -> None:
     admit(spec(authority={"secretRefs": [name]}), FakeBackend())
 

@@ -1,6 +1,18 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cellos.core.documents.identifiers import FQDN, NAMESPACE, SEMVER3, SHA256, ascii_lower, is_portable, matches, reserved_in_subjects
+from cellos.core.documents.identifiers import (
+    FQDN,
+    NAMESPACE,
+    PORTABLE,
+    SEMVER3,
+    SHA256,
+    ascii_lower,
+    is_portable,
+    matches,
+    reserved_in_subjects,
+)
 
 
 @pytest.mark.parametrize("value", ["a", "Z9", "0", "a.b-c_d", "a.b.c", "x" * 128, "7-"])
@@ -11,6 +23,11 @@ def test_portable(value: str) -> None:
 @pytest.mark.parametrize("value", ["", ".a", "_a", "-a", "a..b", "a/b", "a\\b", "a b", "a\n", "é", "x" * 129, "a\0", "..", "a.."])
 def test_not_portable(value: str) -> None:
     assert not is_portable(value)
+
+
+@given(st.text(alphabet="aZ09._-/ é\n\0", max_size=8) | st.text(alphabet="a.", min_size=126, max_size=130) | st.text(max_size=6))
+def test_portable_is_what_its_pattern_says(value: str) -> None:
+    assert is_portable(value) == matches(PORTABLE, value)
 
 
 @pytest.mark.parametrize("value", ["a", "cells-fin", "0", "a" * 63, "1-2"])
