@@ -17,12 +17,14 @@ LATE = (
     "pathlib", "random", "re", "rich", "shutil", "signal", "socket", "ssl", "subprocess", "tempfile", "threading", "typing_extensions",
     "urllib", "yaml",
 )  # fmt: skip
+BIN = Path(__file__).parents[2] / "bin"
+FILES = {"main": BIN / "cellos", "supervisor": BIN / "cellos-supervisor"}
 SCRIPT = """
 import sys
 before = {*sys.modules}
 from cellos.cli import %s as command
 command.leave = lambda code: print(code, *sorted({*%r} & ({*sys.modules} - before)))
-command.main()
+exec(open(%r).read())
 """
 
 
@@ -34,7 +36,7 @@ def test_nothing_is_loaded_that_takes_long(command: str, tmp_path: Path) -> None
     arguments = {"main": ["run", "--timeout", "30s", "--mem", "64M", "--", "true"], "supervisor": [str(spec)]}[command]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELL_OS_", "CELLOS_"))}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT % (command, LATE), *arguments],
+        [sys.executable, "-c", SCRIPT % (command, LATE, str(FILES[command])), *arguments],
         env=environment
         | {"CELLOS_STATE_DIR": str(tmp_path / "state"), "CELL_OS_JSONL_EVENTS": str(tmp_path / "events.jsonl")}
         | {"CELLOS_DEPLOYMENT_PROFILE": "portable"},  # an ordinary user may have no control group

@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
 
-from cellos.backends.relay import Relay
 from cellos.backends.settings import PARENT
 from cellos.errors import ArgvTooLarge, CellosError, ConfigError, ExportError, HostBackendError, MissingPrimitive
 from cellos.ports import Command, CommandResult, Isolation, Listener, Residue
 from cellos.sandbox import cgroups
-from cellos.sandbox import residue as remains
 from cellos.sandbox.descriptors import receive, send
 from cellos.sandbox.framing import framed
 from cellos.sandbox.launcher import PARENT_STEP, Cloned
@@ -29,6 +27,7 @@ from cellos.sandbox.layout import SOCKET_PATH
 if TYPE_CHECKING:
     import signal as _signal
 
+    from cellos.sandbox import residue as remains
     from cellos.sandbox.messages import CommandRequest, InitRequest
 else:
     import _signal  # `signal` itself makes enums of all its numbers, which takes 0.6 ms
@@ -82,6 +81,7 @@ class LinuxCell:
                 self._send(framed(request), trees)
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it has ended, and its last words are there to be read
+            _load_what_comes_later()
             while message is None:
                 data, descriptors = receive(self.control_socket, 4096, 2)
                 if descriptors:
@@ -199,6 +199,8 @@ class LinuxCell:
             "cwd": command.working_directory or "/work",
             "filter": self._program,
         }
+        from cellos.backends.relay import Relay
+
         started = time.monotonic()
         with Relay(command) as relay:
             for descriptor in relay.child_ends:
@@ -308,6 +310,8 @@ class LinuxCell:
         They are held until then: the kernel gives the numbers of a namespace or mount that is gone to the next cell, which would then be
         taken for the remains of this one. The two that were closed before make room for the look, where a process has no more.
         """
+        from cellos.sandbox import residue as remains
+
         assert self.cloned is not None
         ours = {*self.cloned.namespaces.values(), *([] if self.work is None else [self.work])}
         try:
@@ -319,6 +323,12 @@ class LinuxCell:
         if self.control_socket:
             self.control_socket.close()
             self.control_socket = None
+
+
+def _load_what_comes_later() -> None:
+    """Init needs 2 ms from its request to its answer: time in which the first run of a process can load what it uses afterwards."""
+    import cellos.backends.relay
+    import cellos.sandbox.residue  # noqa: F401
 
 
 def _wait_for_end(pidfd: int, deadline: float) -> bool:

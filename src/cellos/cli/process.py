@@ -7,8 +7,9 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Sequence
     from types import FrameType
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from cellos.sandbox.launcher import Launcher
 else:
@@ -68,9 +69,14 @@ def start_launcher() -> "Launcher":
 
 
 class _Later(type(sys)):  # type: ignore[misc]  # the type of modules, without importing `types` for its name
-    """A module that is loaded when somebody wants something of it."""
+    """A module that is loaded when somebody wants something of it, or calls one of `functions`, which may be imported before."""
 
-    def __getattr__(self, name: str) -> object:
+    def __init__(self, name: str, functions: "Sequence[str]" = ()) -> None:
+        super().__init__(name)
+        for function in functions:
+            setattr(self, function, lambda *given, _name=function, **named: self.__getattr__(_name)(*given, **named))
+
+    def __getattr__(self, name: str) -> "Any":
         own = str(self.__name__)
         if sys.modules.get(own) is self:
             del sys.modules[own]
@@ -85,7 +91,7 @@ def load_msgspec() -> None:
       nothing is missing.
     - It gets types of its own for UUIDs, decimals and enumerations, which no document and no event has: to it the real ones are as any
       other class.
-    - Its modules that we use seldom or never, and `textwrap`, are loaded when they are used.
+    - Its modules that we use seldom or never, `textwrap` and `warnings` are loaded when they are used.
     - With Python 3.11 also: `datetime` is its part in C alone, which is all that it is later; `re`, of which `typing` and msgspec keep two
       types and a function, is loaded when that function is called; and msgspec need not try out what ForwardRef takes, for which the
       interpreter would make the classes of all syntax trees.
@@ -95,8 +101,9 @@ def load_msgspec() -> None:
         return
     stand_ins = {name: module for name, module in _stand_ins() if name not in modules}
     modules.update(stand_ins)
-    for name in ("textwrap", "msgspec.inspect", "msgspec.msgpack", "msgspec.toml", "msgspec.yaml"):
+    for name in ("textwrap", "warnings", "msgspec.inspect", "msgspec.msgpack", "msgspec.toml", "msgspec.yaml"):
         modules.setdefault(name, _Later(name))
+    modules.setdefault("msgspec._json_schema", _Later("msgspec._json_schema", functions=("schema", "schema_components")))
     try:
         import typing
 

@@ -7,17 +7,17 @@ interpreter, and only trusted ones are read: init never writes this form.
 from __future__ import annotations
 
 import marshal
-import struct
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-LENGTH = struct.Struct("=I")
+LENGTH_BYTES = 4
 
 
 def framed(message: Mapping[str, Any]) -> bytes:
     """The bytes of a message."""
     data = marshal.dumps(dict(message))
-    return LENGTH.pack(len(data)) + data
+    return len(data).to_bytes(LENGTH_BYTES, sys.byteorder) + data

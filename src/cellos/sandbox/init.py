@@ -29,10 +29,11 @@ import resource
 import select
 import stat
 import struct
+import sys
 
 from cellos.sandbox import landlock, rootfs, seccomp, syscalls
 from cellos.sandbox.descriptors import receive, send
-from cellos.sandbox.framing import LENGTH
+from cellos.sandbox.framing import LENGTH_BYTES
 from cellos.sandbox.layout import SOCKET_PATH
 
 TYPE_CHECKING = False
@@ -73,17 +74,20 @@ class _Control:
 
     def receive(self) -> dict[str, object]:
         """The next message; descriptors that came along are in `descriptors`. Exits at end of file: the supervisor is gone."""
-        size = LENGTH.size
-        while len(self.buffer) < size or len(self.buffer) < size + LENGTH.unpack_from(self.buffer)[0]:
+        while len(self.buffer) < LENGTH_BYTES or len(self.buffer) < self._end():
             data, descriptors = receive(self.socket, 1 << 16, _MOST_DESCRIPTORS)
             self.descriptors += descriptors
             if not data:
                 os._exit(3)
             self.buffer += data
-        end = size + LENGTH.unpack_from(self.buffer)[0]
-        message: dict[str, object] = marshal.loads(self.buffer[size:end])  # noqa: S302  # from the supervisor
+        end = self._end()
+        message: dict[str, object] = marshal.loads(self.buffer[LENGTH_BYTES:end])  # noqa: S302  # from the supervisor
         self.buffer = self.buffer[end:]
         return message
+
+    def _end(self) -> int:
+        """Where the first message in the buffer ends."""
+        return LENGTH_BYTES + int.from_bytes(self.buffer[:LENGTH_BYTES], sys.byteorder)
 
 
 def _json(value: object) -> str:
