@@ -1,8 +1,8 @@
-"""Our own modules from their compiled files, at less than half of what the standard finder takes: 4 ms of the start of a run.
+"""Modules from their compiled files, at less than half of what the standard finder takes: 5 ms of the start of a run.
 
-That one goes through path hooks, directory listings and loaders that can do more than is needed where the place of a module is known. What
-decides whether a compiled file is right is the same as there: the version of the interpreter, and the source's time and size. Whatever is
-not as it should be is left to the standard finder.
+That one goes through path hooks, directory listings and loaders that can do more than is needed where the place of a module is known, as it
+is for ours, for those of msgspec, and for the standard library. What decides whether a compiled file is right is the same as there: the
+version of the interpreter, and the source's time and size. Whatever is not as it should be is left to the standard finder.
 """
 
 import marshal
@@ -13,6 +13,7 @@ from _frozen_importlib_external import MAGIC_NUMBER, SourceFileLoader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import CodeType
 
 _BY_TIME_OF_SOURCE = MAGIC_NUMBER + bytes(4)
@@ -20,22 +21,26 @@ _BY_TIME_OF_SOURCE = MAGIC_NUMBER + bytes(4)
 
 
 def prefer_compiled() -> None:
-    """Find the modules of this package so from now on. For programs of ours: a library leaves the importing to its user."""
+    """Find modules so from now on. For programs of ours: a library leaves the importing to its user."""
     if sys.pycache_prefix is None and not sys.flags.optimize and sys.implementation.cache_tag:
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
     def __init__(self) -> None:
-        self._root = os.path.dirname(os.path.abspath(__file__))
+        self._library = os.path.dirname(os.__file__)
         self._suffix = f".{sys.implementation.cache_tag}.pyc"
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> "ModuleSpec | None":
-        """What `importlib.abc.MetaPathFinder` asks for."""
-        if not name.startswith("cellos."):
+    def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: object = None) -> "ModuleSpec | None":
+        """What `importlib.abc.MetaPathFinder` asks for; `path` is that of the package that a module is in."""
+        last = name.rpartition(".")[2]
+        if not path:
+            directory = self._library
+        elif name.startswith(("cellos.", "msgspec.")):
+            directory = path[0]
+        else:
             return None
-        place = self._root + name[6:].replace(".", "/")
-        directory, _, last = place.rpartition("/")
+        place = f"{directory}/{last}"
         source, packages = f"{place}.py", None
         try:
             found = os.stat(source)

@@ -98,6 +98,15 @@ def test_where_compiled_files_are_elsewhere(package: Path, options: tuple[str, .
     assert python(package, SHOW, *options) == ["1 2", STANDARD]
 
 
+def test_the_standard_library_and_nobody_elses_modules(package: Path) -> None:
+    (package.parent / "other").mkdir()
+    for name in ("__init__", "part"):
+        (package.parent / "other" / f"{name}.py").write_text("VALUE = 1")
+        py_compile.compile(str(package.parent / "other" / f"{name}.py"), doraise=True)
+    show = "for module in (colorsys, json, json.tool, other, other.part): print(type(module.__loader__).__name__)"
+    assert python(package, f"import colorsys, json.tool, other.part\n{show}") == ["_Loader", "_Loader", *["SourceFileLoader"] * 3]
+
+
 def test_what_is_not_there_is_not_found(package: Path) -> None:
     assert python(package, "try: import cellos.absent\nexcept ModuleNotFoundError as error: print(error)") == [
         "No module named 'cellos.absent'"
