@@ -77,15 +77,25 @@ class Bench:
         return run
 
     def processes(self) -> None:
-        count = 10 if self.quick else 40
-        times = milliseconds(plain_spawn, 200)
-        self.baseline = statistics.median(times)
-        self.report("posix_spawn /bin/true (the baseline)", times, None)
-        self.report("python -c pass", milliseconds(self.command(sys.executable, "-c", "pass"), count), None)
-        self.report("cellos run -- true", milliseconds(self.command(f"{BIN}/cellos", "run", "--", "true"), count), 90)
+        """Taken in turns: a machine that others use is now faster, now slower, and then it is so for all of them."""
         events = f"{self.directory}/events.jsonl"
-        supervisor = self.command(f"{BIN}/cellos-supervisor", self.spec, CELL_OS_JSONL_EVENTS=events)
-        self.report("cellos-supervisor SPEC, JSONL", milliseconds(supervisor, count), 60)
+        commands = (
+            ("python -c pass", self.command(sys.executable, "-c", "pass"), None),
+            ("cellos run -- true", self.command(f"{BIN}/cellos", "run", "--", "true"), 90),
+            ("cellos-supervisor SPEC, JSONL", self.command(f"{BIN}/cellos-supervisor", self.spec, CELL_OS_JSONL_EVENTS=events), 60),
+        )
+        baseline: list[float] = []
+        times: list[list[float]] = [[] for _ in commands]
+        for turn in range(11 if self.quick else 41):
+            baseline += milliseconds(plain_spawn, 5)
+            for taken, (_, command, _) in zip(times, commands, strict=True):
+                taken.extend(milliseconds(command, 1, warm_up=int(turn == 0)))
+        self.baseline = statistics.median(baseline)
+        self.report("posix_spawn /bin/true (the baseline)", baseline, None)
+        for taken, (name, _, target) in zip(times, commands, strict=True):
+            self.report(name, taken, target)
+        python = statistics.median(times[0])
+        print(f"{'':4}beside python -c pass: {', '.join(f'{statistics.median(taken) / python:.1f} x' for taken in times[1:])}")
 
     def warm(self) -> None:
         from warm import Warm
@@ -129,9 +139,8 @@ class Bench:
 
     def imports(self) -> None:
         """Where the start-up time of the supervisor goes: the 15 modules that take longest by themselves."""
-        script = f"import sys; sys.argv = ['cellos-supervisor', {self.spec!r}]; from cellos.cli.supervisor import main; main()"
         environment = {**self.environment, "CELL_OS_USE_NOOP_SINK": "1"}
-        argv = [sys.executable, "-X", "importtime", "-c", script]
+        argv = [sys.executable, "-X", "importtime", f"{BIN}/cellos-supervisor", self.spec]
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
         rows = []
         for line in done.stderr.splitlines():
