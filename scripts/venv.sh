@@ -65,7 +65,7 @@ fingerprint() { # fingerprint runtime|dev
         printf '%s %s\n' "$root" "$in_place"
         cat "$root/pyproject.toml" "$root/requirements/build.txt" "$root/requirements/$lock.txt"
         if [ "$in_place" = no ]; then
-            (cd "$root" && find src bin -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print | LC_ALL=C sort | xargs -d '\n' cksum)
+            (cd "$root" && find src -name '*.egg-info' -prune -o -name __pycache__ -prune -o -type f -print | LC_ALL=C sort | xargs -d '\n' cksum)
         fi
     } | sha256sum | cut -d' ' -f1
 }
@@ -119,7 +119,7 @@ prepare() { # prepare runtime|dev
             "$venv/bin/python" -m compileall -q "$root/src"
         else # a build writes beside the sources, and those are not ours to write to
             source=$(mktemp -d "$venv/source.XXXXXX")
-            cp -R "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/bin" "$root/src" "$source"
+            cp -R "$root/pyproject.toml" "$root/README.md" "$root/LICENSE" "$root/src" "$source"
             chmod -R u+w "$source"
             install_packages --no-deps --no-build-isolation --force-reinstall "$source"
             rm -rf "$source"

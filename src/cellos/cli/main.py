@@ -21,6 +21,7 @@ from cellos.cli.process import (
     start_launcher,
     unexpected,
 )
+from cellos.compiled import prefer_compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main() -> None:
     """Entry point of `cellos`."""
     gc.disable()  # while modules load there is much to walk and nothing to collect; verbs other than `run` work with it again
     secure_standard_streams()
+    prefer_compiled()
     arguments = sys.argv[1:]
     is_run = arguments[:1] == ["run"]
     failure, usage = (OURS_IN_RUN, OURS_IN_RUN) if is_run else (FAILURE, USAGE)

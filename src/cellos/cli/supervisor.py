@@ -11,6 +11,7 @@ import os
 import sys
 
 from cellos.cli.process import StopSignals, leave, load_msgspec, say, secure_standard_streams, start_launcher, unexpected
+from cellos.compiled import prefer_compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def main() -> None:
     """Entry point of `cellos-supervisor`."""
     gc.disable()  # a short life with little garbage: each collection would only walk the modules
     secure_standard_streams()
+    prefer_compiled()
     try:
         code = _main(sys.argv[1:])
     except _UsageError as error:
