@@ -10,12 +10,14 @@ import os
 import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER, SourceFileLoader
+from _imp import _fix_co_filename as fix_file_name  # type: ignore[attr-defined]  # it has no stub
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import CodeType
 
+_CODE = type((lambda: None).__code__)
 _BY_TIME_OF_SOURCE = MAGIC_NUMBER + bytes(4)
 """How a compiled file begins that is right as long as the source's time and size are what follows (PEP 552)."""
 
@@ -34,9 +36,9 @@ class _Finder:
     def find_spec(self, name: str, path: "Sequence[str] | None" = None, target: object = None) -> "ModuleSpec | None":
         """What `importlib.abc.MetaPathFinder` asks for; `path` is that of the package that a module is in."""
         last = name.rpartition(".")[2]
-        if not path:
+        if path is None:
             directory = self._library
-        elif name.startswith(("cellos.", "msgspec.")):
+        elif path and name.startswith(("cellos.", "msgspec.")):
             directory = path[0]
         else:
             return None
@@ -55,6 +57,7 @@ class _Finder:
         code = _read(compiled, int(found.st_mtime), found.st_size)
         if code is None:
             return None
+        fix_file_name(code, source)  # it was compiled elsewhere, if the tree was moved
         spec = ModuleSpec(name, _Loader(name, source, code), origin=source, is_package=packages is not None)
         spec.submodule_search_locations = packages
         spec.cached = compiled
@@ -86,7 +89,7 @@ def _read(compiled: str, source_time: int, source_size: int) -> "CodeType | None
     if not content.startswith(right):
         return None
     try:
-        code: CodeType = marshal.loads(memoryview(content)[len(right) :])  # noqa: S302  # our own, as the standard loader does
+        code = marshal.loads(memoryview(content)[len(right) :])  # noqa: S302  # as the standard loader does
     except (EOFError, ValueError, TypeError):
         return None
-    return code
+    return code if type(code) is _CODE else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import os
 import py_compile
 import shutil
@@ -73,18 +74,36 @@ def test_a_source_of_another_time_counts(package: Path) -> None:
     assert python(package, SHOW)[0] == "3 2"
 
 
-@pytest.mark.parametrize("content", [b"", b"short", "cut", "foreign"], ids=str)
-def test_a_damaged_or_foreign_compiled_file_is_left_to_the_standard_finder(package: Path, content: bytes | str) -> None:
-    compiled = package / "__pycache__" / f"part.{sys.implementation.cache_tag}.pyc"
-    whole = compiled.read_bytes()
-    if content == "foreign":
-        content = b"\0\0\r\n" + whole[4:]
-    compiled.write_bytes(content if isinstance(content, bytes) else whole[:16])
-    if content == "cut":  # the standard finder does not take it either
-        with pytest.raises(AssertionError, match="EOFError"):
-            python(package, SHOW)
-    else:
-        assert python(package, SHOW)[0] == "1 2"
+def compiled_part(package: Path) -> Path:
+    return package / "__pycache__" / f"part.{sys.implementation.cache_tag}.pyc"
+
+
+@pytest.mark.parametrize("beginning", [b"", b"short", b"\0\0\r\n" + bytes(12)], ids=["empty", "short", "of another version"])
+def test_a_compiled_file_that_is_not_right_is_not_used(package: Path, beginning: bytes) -> None:
+    whole = compiled_part(package).read_bytes()
+    compiled_part(package).write_bytes(beginning + whole[16:] if len(beginning) == 16 else beginning)
+    assert python(package, SHOW)[0] == "1 2"
+
+
+@pytest.mark.parametrize(("content", "error"), [(b"", "EOFError"), (marshal.dumps(7), "ImportError: Non-code object")])
+def test_a_damaged_one_is_the_standard_finders_to_refuse(package: Path, content: bytes, error: str) -> None:
+    compiled_part(package).write_bytes(compiled_part(package).read_bytes()[:16] + content)
+    with pytest.raises(AssertionError, match=error):
+        python(package, SHOW)
+
+
+def test_a_tree_that_was_moved_is_named_by_its_new_place(package: Path) -> None:
+    moved = package.parent / "moved"
+    shutil.copytree(package, moved / "cellos", copy_function=shutil.copy2)
+    (package / "part.py").unlink()
+    code = "import cellos.part; print(cellos.part.__loader__.get_code('cellos.part').co_filename)"
+    assert python(moved / "cellos", code) == [str(moved / "cellos/part.py")]
+
+
+def test_a_package_without_a_directory_is_not_the_standard_library(package: Path) -> None:
+    code = "import sys, types; six = sys.modules['six'] = types.ModuleType('six'); six.__path__ = []\n"
+    code += "try: import six.colorsys\nexcept ModuleNotFoundError as error: print(error)"
+    assert python(package, code) == ["No module named 'six.colorsys'"]
 
 
 def test_without_compiled_files(package: Path) -> None:

@@ -74,7 +74,7 @@ class _Later(type(sys)):  # type: ignore[misc]  # the type of modules, without i
     def __init__(self, name: str, functions: "Sequence[str]" = ()) -> None:
         super().__init__(name)
         for function in functions:
-            setattr(self, function, lambda *given, _name=function, **named: self.__getattr__(_name)(*given, **named))
+            self.__dict__[function] = lambda *given, _name=function, **named: self.__getattr__(_name)(*given, **named)
 
     def __getattr__(self, name: str) -> "Any":
         own = str(self.__name__)
@@ -82,6 +82,10 @@ class _Later(type(sys)):  # type: ignore[misc]  # the type of modules, without i
             del sys.modules[own]
         __import__(own)
         return getattr(sys.modules[own], name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self.__getattr__("__name__")
+        setattr(sys.modules[str(self.__name__)], name, value)
 
 
 def load_msgspec() -> None:

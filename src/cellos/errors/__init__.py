@@ -44,7 +44,7 @@ The printed form is `<prefix>: <text>`; the prefixes are part of the contract th
 Only a `main` turns these into exit codes; nothing logs and raises.
 
 Those from EventLogError to FleetError stand in `cellos.errors.services`, which is loaded when one of them is asked for here: each class
-costs the start of a run 40 us.
+costs the start of a run some 30 us.
 """
 
 from __future__ import annotations
@@ -77,9 +77,37 @@ if TYPE_CHECKING:
     from cellos.errors.services import WrongSequence as WrongSequence
 
 
+_OF_SERVICES = {
+    "CursorExpired",
+    "DuplicateInBatch",
+    "EventLogError",
+    "FleetError",
+    "FormationRejected",
+    "LeaseLost",
+    "LogFull",
+    "LogTooOld",
+    "LogUnreachable",
+    "MessageRefused",
+    "NoStream",
+    "OutcomeUnknown",
+    "Rebuild",
+    "ServerError",
+    "ServerProblem",
+    "ServerUnreachable",
+    "SnapshotDamaged",
+    "SnapshotError",
+    "SnapshotForeign",
+    "SnapshotNewer",
+    "StoreError",
+    "StoreUnfit",
+    "StoreUnreachable",
+    "WrongSequence",
+}
+
+
 def __getattr__(name: str) -> object:
-    if name == "services" or name.startswith("_"):  # the import below asks for it before it is there
-        raise AttributeError(name)
+    if name not in _OF_SERVICES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cellos.errors import services
 
     return getattr(services, name)
