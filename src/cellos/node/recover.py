@@ -10,18 +10,20 @@ import logging
 import os
 from collections.abc import Sequence
 
+import msgspec
 from msgspec import Struct
 
 from cellos.core import events
 from cellos.core.events import Event, RunIdentity, parse_event
 from cellos.core.evidence.chain import Chain
 from cellos.core.formation.runs import CLAIMED, NODE_RESTARTED, Attempt, run_subject
-from cellos.errors import CellosError, EventLogError
+from cellos.errors import CellosError, ConfigError, EventLogError
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.run_log import RunPublisher
 from cellos.eventlog.spool import Spool, read_lines, recover
 from cellos.node.run import put_aside
 from cellos.supervisor.compose import Host, make_emitter
+from cellos.supervisor.records import signer_after
 
 SUFFIX = ".jsonl"
 BROKEN = ".broken"
@@ -46,6 +48,11 @@ def read_left(host: Host) -> list[Left]:
             continue
         try:
             left = _complete(host, path)
+        except ConfigError as error:
+            _log.error(
+                "a run of a former life cannot be ended; left for a start that can", extra={"fields": {"path": path, "error": str(error)}}
+            )
+            continue
         except CellosError as error:
             _log.error("a spool cannot be read; put aside", extra={"fields": {"path": path, "error": str(error)}})
             os.rename(path, path + BROKEN)
@@ -93,6 +100,7 @@ def _complete(host: Host, path: str) -> Left | None:
     parsed = [parse_event(line) for line in lines]
     attempt, run = _whose(parsed[0])
     if parsed[-1].type != events.DESTROYED:
+        host = msgspec.structs.replace(host, signer=signer_after(lines[-1], host.signer))
         spool = Spool(path, resume=True)
         try:
             emitter = make_emitter(host, Chain.after(lines[-1]), spool, ())

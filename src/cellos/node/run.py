@@ -136,6 +136,7 @@ class MemberRun:
                 footprint=host.backend.footprint(key),
                 spool=self._spool.path,
                 keep_spool=True,
+                redacted_fields=tuple(sorted(host.config.redacted_fields)),
             )
             held = records.hold(host.state.runs, record)
             try:

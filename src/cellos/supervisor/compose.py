@@ -79,7 +79,15 @@ def open_host(
     if config.backend == "stub":
         warn(STUB_WARNING)
     files = trust.load(config, time.time_ns)
-    sweeper = records.Sweeper(backend_of=backend_of, now_ns=time.time_ns, random=os.urandom, signer=signer, warn=warn, reason=lost)
+    sweeper = records.Sweeper(
+        backend_of=backend_of,
+        now_ns=time.time_ns,
+        random=os.urandom,
+        signer=signer,
+        redacted_fields=config.redacted_fields,
+        warn=warn,
+        reason=lost,
+    )
     for swept in records.sweep(state.runs, sweeper):
         warn(f"run {swept.run_id} (cell {swept.cell_id}) was left unfinished by its supervisor; its record is complete now")
     return Host(config=config, state=state, backend=backend, trust=files, signer=signer, warn=warn, notices=list(files.notices))
@@ -342,6 +350,7 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
         keep_spool=stays or sinks.forwards,
         jsonl=config.jsonl,
         jsonl_offset=sinks.mirror_size,
+        redacted_fields=tuple(sorted(config.redacted_fields)),
     )
     held = records.hold(host.state.runs, record)
     try:

@@ -29,6 +29,8 @@ MAX_EVENT_BYTES = 1_048_576
 class Signer(Protocol):
     """Signs events (`cellos.core.evidence.sign.Signer`)."""
 
+    algorithm: str
+
     def wrap(self, event: Event, line: bytes) -> bytes:
         """The bytes of the envelope around an event; `line` are its canonical bytes."""
         ...

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from cellos.core import events
-from cellos.core.events import Draft, RunIdentity, parse_event
+from cellos.core.events import Draft, RunIdentity, parse_event, parse_signed
 from cellos.core.evidence.chain import NONCE_BYTES, Chain
 from cellos.errors import ConfigError, os_error_text
 from cellos.eventlog.jsonl import JsonlSink
@@ -43,6 +43,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     jsonl: str | None = None
     jsonl_offset: int = 0
     """Length of the JSONL file when the run began: no event of the run stands before it."""
+    redacted_fields: tuple[str, ...] = ()
+    """What the run's own supervisor redacted: whoever ends the run does so too."""
 
 
 class HeldRecord:
@@ -73,6 +75,8 @@ class Sweeper(msgspec.Struct, frozen=True, kw_only=True):
     now_ns: Callable[[], int]
     random: Callable[[int], bytes]
     signer: Signer | None = None
+    redacted_fields: frozenset[str] = frozenset()
+    """Redacted beside what the run's own supervisor redacted."""
     warn: Callable[[str], None]
     """Gets a line for people about what could not be done."""
     reason: str = LOST
@@ -189,9 +193,12 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
     last = recover(record.spool).last
     chain = Chain.after(last) if last is not None else Chain.first(run.run_id, run.spec_hash, by.random(NONCE_BYTES).hex())
     if last is None or parse_event(last).type != events.DESTROYED:
+        signer = signer_after(last, by.signer)
+        redacted = by.redacted_fields.union(record.redacted_fields)
         spool = Spool(record.spool, resume=True)
         try:
-            Emitter(chain=chain, spool=spool, signer=by.signer, now_ns=by.now_ns, random=by.random).emit(_lost(record, residue, by.reason))
+            emitter = Emitter(chain=chain, spool=spool, redacted_fields=redacted, signer=signer, now_ns=by.now_ns, random=by.random)
+            emitter.emit(_lost(record, residue, by.reason))
         finally:
             spool.close()
     if record.jsonl is not None:
@@ -202,6 +209,24 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
             sink.close()
     if not record.keep_spool:
         _unlink(record.spool)
+
+
+def signer_after(last: bytes | None, signer: Signer | None) -> Signer | None:
+    """Who signs what is added after an event: nobody where that one is not signed, as a run is signed throughout or not at all.
+
+    Another key may take over, but no other algorithm. Raises ConfigError where there has to be a signature that nobody here can make.
+    """
+    envelope = parse_signed(last)[1] if last is not None else None
+    if envelope is None:
+        return signer if last is None else None
+    if signer is None or signer.algorithm != envelope.algorithm:
+        from cellos.core.documents.wording import quoted
+
+        raise ConfigError(
+            f"the run was signed ({envelope.algorithm}, key {quoted(envelope.signer_kid)}); start with its signing variables "
+            "(CELLOS_EVENT_SIGNING, _KID, _KEY_BASE64) to end its record"
+        )
+    return signer
 
 
 def _lost(record: RunRecord, residue: tuple[Residue, ...], reason: str) -> Draft:

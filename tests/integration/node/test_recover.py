@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cellos.core import events
-from cellos.core.events import RunIdentity, parse_event
+from cellos.core.events import RunIdentity, parse_event, parse_signed
+from cellos.core.evidence.sign import ED25519, Signer
 from cellos.core.evidence.verify import verify
 from cellos.core.formation.runs import Attempt, claimed, run_subject
 from cellos.eventlog.spool import Spool, read_lines
@@ -27,14 +29,14 @@ def host(tmp_path: Path) -> Host:
 def spool(host: Host, log: Any) -> Any:
     """Makes the spool of a run that was claimed, with so many events after the claim."""
 
-    def make(more: int = 0) -> tuple[Attempt, Path]:
+    def make(more: int = 0, by: Host = host) -> tuple[Attempt, Path]:
         attempt = Attempt(log.new_id(), "m", 1)
         cell = f"{attempt.formation_id}.m"
         correlation = {"formationId": attempt.formation_id, "memberId": "m"}
         run = RunIdentity(cell_id=cell, spec_id=cell, run_id=log.new_id(), spec_hash="0" * 64, correlation=correlation)
         path = Path(host.state.spool, f"{run.run_id}.jsonl")
         file = Spool(str(path))
-        emitter = make_emitter(host, new_chain(run), file, ())
+        emitter = make_emitter(by, new_chain(run), file, ())
         emitter.emit(claimed(run, attempt, node="n", life="l", pool="p"))
         for _ in range(more):
             emitter.emit(events.process_spawned(run, program="true", argc=1))
@@ -93,6 +95,20 @@ def test_what_was_cut_off_in_the_middle_of_a_line_is_ended_after_the_last_whole_
     assert [parse_event(line).type for line in left.lines][-1] == events.DESTROYED
     assert verify([line + b"\n" for line in left.lines]).verified
     assert read_left(host) == [left], "once is enough"
+
+
+def test_it_is_signed_as_it_was_begun(host: Host, spool: Any) -> None:
+    signer = Signer("k1", ED25519, bytes(32))
+    _, path = spool(more=1)
+    left = only(replace(host, signer=signer))
+    assert [parse_signed(line)[1] for line in left.lines] == [None, None, None]
+    path.unlink()
+
+    _, path = spool(more=1, by=replace(host, signer=signer))
+    before = path.read_bytes()
+    assert read_left(host) == []
+    assert path.read_bytes() == before, "left for a start with the key"
+    assert all(parse_signed(line)[1] for line in only(replace(host, signer=signer)).lines)
 
 
 def test_spools_that_are_none(host: Host) -> None:

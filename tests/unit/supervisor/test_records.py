@@ -19,7 +19,7 @@ from cellos.core.events import Draft, RunIdentity
 from cellos.core.evidence import ed25519
 from cellos.core.evidence.chain import Chain
 from cellos.core.evidence.keys import Keyring
-from cellos.core.evidence.sign import ED25519, Signer
+from cellos.core.evidence.sign import ED25519, HMAC_SHA256, Signer
 from cellos.core.evidence.verify import verify
 from cellos.errors import ConfigError, HostBackendError
 from cellos.eventlog.jsonl import JsonlSink
@@ -77,12 +77,19 @@ class Scene:
         """Leave a record behind, unlocked."""
         hold(str(self.runs), record).leave()
 
-    def sweep(self, backend_of: Callable[[str], CellBackend | None] | None = None, *, signer: Signer | None = None) -> list[str]:
+    def sweep(
+        self,
+        backend_of: Callable[[str], CellBackend | None] | None = None,
+        *,
+        signer: Signer | None = None,
+        redacted_fields: frozenset[str] = frozenset(),
+    ) -> list[str]:
         by = Sweeper(
             backend_of=backend_of or (lambda kind: self.backend if kind == "fake" else None),
             now_ns=lambda: next(self._clock),
             random=os.urandom,
             signer=signer,
+            redacted_fields=redacted_fields,
             warn=self.warnings.append,
         )
         return [swept.run_id for swept in sweep(str(self.runs), by)]
@@ -244,6 +251,35 @@ class TestSweep:
         assert scene.lines(scene.jsonl) == lines
         [run] = verify(lines, ring=RING, require_signed=True).runs
         assert (run.state, run.signature, run.signers) == ("verified", "verified", tuple(dict.fromkeys(["k1", kid])))
+
+    def test_a_record_that_is_not_signed_stays_so(self, scene: Scene) -> None:
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record())
+        assert scene.sweep(signer=SIGNERS["k1"]) == ["run-1"]
+        [run] = verify(scene.lines(scene.spool), ring=RING).runs
+        assert (run.state, run.signature) == ("verified", "none")
+
+    @pytest.mark.parametrize("signer", [None, Signer("k1", HMAC_SHA256, b"another algorithm")])
+    def test_a_signed_record_waits_for_somebody_who_can_sign(self, scene: Scene, signer: Signer | None) -> None:
+        scene.backend.keys.add(KEY)
+        scene.emitter(signer=SIGNERS["k1"]).emit(STARTED)
+        before = scene.lines(scene.spool)
+        scene.die(scene.record())
+        assert scene.sweep(signer=signer) == []
+        assert (scene.lines(scene.spool), scene.names, scene.backend.keys) == (before, [f"{KEY}.json"], set())
+        [warning] = scene.warnings
+        assert 'the run was signed (ed25519, key "k1"); start with its signing variables' in warning
+        assert scene.sweep(signer=SIGNERS["k1"]) == ["run-1"]
+        assert verify(scene.lines(scene.spool), ring=RING, require_signed=True).verified
+
+    @pytest.mark.parametrize(("own", "by"), [({"tenantId", "labels"}, set()), (set(), {"tenantId", "labels"}), ({"tenantId"}, {"labels"})])
+    def test_what_the_run_or_the_sweep_redacts_is_redacted(self, scene: Scene, own: set[str], by: set[str]) -> None:
+        run = msgspec.structs.replace(RUN, correlation={"platform": "ci", "labels": {"who": "secret"}})
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record(run=run, redacted_fields=tuple(own)))
+        assert scene.sweep(redacted_fields=frozenset(by)) == ["run-1"]
+        data = json.loads(scene.lines(scene.spool)[-1])["data"]
+        assert (data["tenantId"], data["correlation"]) == ("[redacted]", {"platform": "ci", "labels": {}})
 
     def test_one_that_had_its_end_is_not_signed_again(self, scene: Scene) -> None:
         emitter = scene.emitter(signer=SIGNERS["k1"])
