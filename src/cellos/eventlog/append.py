@@ -3,6 +3,9 @@
 A line that does not fit (full disk, quota, file size limit) is cut off again, so that whoever reads the file sees whole events only.
 Several processes may append to one file: every write holds a shared lock and cutting holds an exclusive one, so a cut never takes
 another writer's line.
+
+A pipe or device that takes nothing is waited for, but not for ever: who writes events also watches a deadline. What it took of such a line
+stays; the next one begins on a new line, so that no half of one is taken for an event.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import stat
 from cellos.errors import EventSinkError, os_error_text
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+STALL_SECONDS = 5.0
+"""How long a line waits for a reader. After that, until a line went through, none waits."""
 
 
 class Appender:
@@ -28,6 +33,7 @@ class Appender:
         self._descriptor = descriptor
         self._regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
         self._torn = self._regular and self._ends_torn()
+        self._patience = STALL_SECONDS
 
     @property
     def size(self) -> int:
@@ -42,16 +48,35 @@ class Appender:
             self._lock(fcntl.LOCK_SH)
             try:
                 while written < len(data):  # a short write is what a nearly full disk answers before it says so
-                    written += os.write(self._descriptor, data[written:] if written else data)
+                    try:
+                        written += os.write(self._descriptor, data[written:] if written else data)
+                    except BlockingIOError:
+                        self._await_reader()
             finally:
                 self._lock(fcntl.LOCK_UN)
         except OSError as error:
             if written and self._regular:
                 self._cut(written)
+            elif written:
+                self._torn = True
             if error.errno in FULL:
                 raise EventSinkError(f"sink full: {self.path} ({os_error_text(error)})") from error
             raise EventSinkError(f"jsonl write {self.path}: {os_error_text(error)}") from error
         self._torn = False
+        self._patience = STALL_SECONDS
+
+    def _await_reader(self) -> None:
+        """Raises TimeoutError."""
+        import select
+        import time
+
+        began = time.monotonic()
+        room = select.poll()
+        room.register(self._descriptor, select.POLLOUT)
+        ready = room.poll(self._patience * 1000)
+        self._patience = max(0.0, self._patience - (time.monotonic() - began)) if ready else 0.0
+        if not ready:
+            raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
 
     def close(self) -> None:
         """Idempotent."""

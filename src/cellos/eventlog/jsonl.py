@@ -21,7 +21,8 @@ def open_jsonl(path: str) -> int:
     """A descriptor that appends to `path`. Raises EventSinkError.
 
     Reading a regular file is asked for only to see how it ends. A FIFO without a reader is an error (ENXIO), not a wait: opened for
-    both, it would have one in ourselves.
+    both, it would have one in ourselves. It stays non-blocking (this opening of the file is ours alone): a reader that does not read must
+    not hold up the run for ever.
     """
     flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
@@ -33,7 +34,6 @@ def open_jsonl(path: str) -> int:
         raise EventSinkError(f"jsonl open {path}: {os_error_text(error)}") from error
     except ValueError as error:  # a NUL byte in the name
         raise EventSinkError(f"jsonl open {path!r}: {error}") from error
-    os.set_blocking(descriptor, True)
     return descriptor
 
 

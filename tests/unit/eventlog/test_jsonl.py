@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from cellos.errors import EventSinkError
+from cellos.eventlog import append
 from cellos.eventlog.jsonl import MAX_EVENT_BYTES, JsonlSink
 
 
@@ -78,6 +81,50 @@ def test_what_cannot_be_opened_is_refused_at_once(path: Path, make: str) -> None
         JsonlSink(name)
 
 
+def test_a_reader_that_does_not_read_is_not_waited_for_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(append, "STALL_SECONDS", 0.05)
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonlSink(str(path))
+    fitting, long = b"1" * 1000, b"2" * 1_000_000
+    sink.emit("1", fitting)
+    for _ in range(2):
+        with pytest.raises(EventSinkError, match=r"jsonl write .*: nobody reads it \(os error 110\)"):
+            sink.emit("2", long)
+    got = b""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            got += os.read(reader, 1 << 20)
+    sink.emit("3", b"3" * 1000)
+    got += os.read(reader, 1 << 20)
+    sink.close()
+    os.close(reader)
+    first, *halves, last = got.splitlines()
+    assert (first, last) == (fitting, b"3" * 1000)
+    assert all(0 <= len(half) < len(long) for half in halves), "what is left of a line is on a line of its own"
+
+
+def test_a_slow_reader_gets_everything(path: Path) -> None:
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    sink = JsonlSink(str(path))
+    os.set_blocking(reader, True)
+    lines = [bytes([digit]) * 300_000 for digit in b"12345"]
+    got: list[bytes] = []
+
+    def read() -> None:
+        with open(reader, "rb") as file:
+            got.extend(file.read().splitlines())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for line in lines:
+        sink.emit("x", line)
+    sink.close()
+    thread.join()
+    assert got == lines
+
+
 def test_a_fifo_with_a_reader_is_written_to(path: Path) -> None:
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -101,6 +148,8 @@ def test_a_symbolic_link_is_followed(path: Path, tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+import threading
+from cellos.eventlog import append
 from cellos.eventlog.jsonl import JsonlSink
 sink = JsonlSink(sys.argv[1])
 for number in range(300):
