@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import msgspec
@@ -16,4 +17,15 @@ def execution_cell_schema() -> dict[str, Any]:
     schema = msgspec.json.schema(ExecutionCell)
     # The struct's default stands for "absent"; a document cannot write it.
     del schema["$defs"]["Mount"]["properties"]["target"]["default"]
-    return {"$schema": DIALECT, "title": "ExecutionCell", **schema}
+    return {"$schema": DIALECT, "title": "ExecutionCell", **readable(schema)}
+
+
+def readable(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with descriptions whose later lines are not indented, as docstrings are before Python 3.13."""
+    tidy: dict[str, Any] = {}
+    for name, value in schema.items():
+        if isinstance(value, dict):
+            tidy[name] = readable(value)
+        else:
+            tidy[name] = inspect.cleandoc(value) if name == "description" else value
+    return tidy

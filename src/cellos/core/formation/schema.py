@@ -12,7 +12,7 @@ import msgspec
 
 from cellos.core.documents import CellSpec
 from cellos.core.documents.identifiers import PORTABLE
-from cellos.core.documents.schema import DIALECT
+from cellos.core.documents.schema import DIALECT, readable
 from cellos.core.formation.documents import API_VERSION, ENVELOPE, FLAT, KIND
 from cellos.core.formation.names import MEMBER_ID_PATTERN, NAME_PATTERN
 from cellos.core.formation.options import (
@@ -45,7 +45,7 @@ def formation_schema() -> Schema:
         "$schema": DIALECT,
         "title": "Formation",
         "anyOf": [{"$ref": "#/$defs/FlatFormation"}, {"$ref": "#/$defs/KubectlFormation"}],
-        "$defs": {"FlatFormation": _flat(), "KubectlFormation": _kubectl(), **_members("id"), **_members("name"), **definitions},
+        "$defs": {"FlatFormation": _flat(), "KubectlFormation": _kubectl(), **_members("id"), **_members("name"), **readable(definitions)},
     }
 
 
