@@ -40,6 +40,20 @@ class Appender:
         """Bytes in the file now; 0 where it is no regular one."""
         return os.fstat(self._descriptor).st_size if self._regular else 0
 
+    @property
+    def removed(self) -> bool:
+        """Nobody will ever find what is written: the file has no name any more. One that was only renamed, as logs are, has."""
+        return self._regular and os.fstat(self._descriptor).st_nlink == 0
+
+    @property
+    def in_place(self) -> bool:
+        """The file is found under the name that it was opened by."""
+        try:
+            named, ours = os.stat(self.path), os.fstat(self._descriptor)
+        except OSError:
+            return False
+        return (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+
     def append(self, line: bytes) -> None:
         """Add `line` and a line feed. Raises EventSinkError; then a regular file has nothing of it, unless another writer came after."""
         data = (b"\n" if self._torn else b"") + line + b"\n"

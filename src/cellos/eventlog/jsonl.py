@@ -56,6 +56,11 @@ class JsonlSink:
         """Bytes in the file now; 0 where it is no regular one."""
         return self._file.size
 
+    @property
+    def removed(self) -> bool:
+        """Somebody deleted the file, and with it what was written. A renamed one is where its owner wants it."""
+        return self._file.removed
+
     def emit(self, event_id: str, line: bytes) -> None:
         """Append one event."""
         if len(line) > MAX_EVENT_BYTES:

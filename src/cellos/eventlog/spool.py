@@ -36,6 +36,11 @@ class Spool:
             raise EventSinkError(f"spool open {path}: {os_error_text(error)}") from error
         self._file = Appender(descriptor, path)
 
+    @property
+    def in_place(self) -> bool:
+        """Nobody took the file away."""
+        return self._file.in_place
+
     def emit(self, event_id: str, line: bytes) -> None:
         """Append one event."""
         self._file.append(line)

@@ -363,20 +363,38 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
         try:
             outcome = run_cell(granted.document, make_deps(host, order, granted, run, key, emitter, stores))
         finally:
+            spooled = spool.in_place
             spool.close()
             unacknowledged = sinks.finish()
             never_began = emitter.count == 0 and emitter.lost == 0
+            complete = emitter.complete and not sinks.mirror_removed
             waiting = _lines_of(record.spool, unacknowledged.waiting)
-            gone = never_began or (emitter.complete and not stays and not waiting)
-            if gone:
+            gone = never_began or (complete and not stays and not waiting)
+            if gone and spooled:
                 os.unlink(record.spool)
-            if never_began or emitter.complete:
+            if never_began or complete:
                 held.remove()
                 if not gone and not stays:
                     keep_only(record.spool, waiting)
-        return Finished(outcome=outcome, evidence=None if gone else record.spool, unacknowledged=unacknowledged)
+        fault = None
+        if not spooled and (stays or not complete or unacknowledged.waiting):
+            fault = f"the record {record.spool} was removed while the run went on"
+        elif sinks.mirror_removed:
+            fault = f"{config.jsonl} was removed while the run went on; the next start writes it again"
+        if fault is not None:
+            outcome = _unrecorded(outcome, fault, host)
+        return Finished(outcome=outcome, evidence=None if gone or not spooled else record.spool, unacknowledged=unacknowledged)
     finally:
         held.leave()
+
+
+def _unrecorded(outcome: CellOutcome, fault: str, host: Host) -> CellOutcome:
+    """A run without its record has failed, however its command ended."""
+    error = EventSinkError(fault)
+    if outcome.reason is not None:  # which tells of something else
+        host.warn(str(error))
+        return outcome
+    return msgspec.structs.replace(outcome, outcome="failed", reason=str(error))
 
 
 def new_chain(run: RunIdentity) -> Chain:

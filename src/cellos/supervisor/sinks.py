@@ -63,6 +63,11 @@ class Sinks:
         """Bytes in the JSONL file now."""
         return self._mirror.size if self._mirror else 0
 
+    @property
+    def mirror_removed(self) -> bool:
+        """The JSONL file was deleted, and what it had is gone."""
+        return self._mirror is not None and self._mirror.removed
+
     def finish(self) -> Unacknowledged:
         """Wait for acknowledgements, and put what has none among the dead letters. Nothing can be emitted after that. Idempotent."""
         if self._left is None:

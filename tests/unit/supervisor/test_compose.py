@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import time
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from cellos.errors import ConfigError, EventSinkError, ExportError, HostBackendE
 from cellos.eventlog import default_server, forward
 from cellos.eventlog.forward import Undelivered
 from cellos.ports import Isolation, Refusal
-from cellos.supervisor import compose
+from cellos.supervisor import compose, records
 from cellos.supervisor.compose import (
     Host,
     Order,
@@ -201,6 +203,43 @@ class TestExecute:
         assert finished.evidence is not None
         assert len(scene.files) == 2, "the record and the spool"
         assert verify(Path(finished.evidence).read_bytes().splitlines()).verified
+
+    @pytest.mark.parametrize("jsonl", [False, True])
+    def test_a_record_that_is_removed_while_the_run_goes_on_is_no_success(self, scene: Scene, jsonl: bool) -> None:
+        scene.backend.step = lambda name: shutil.rmtree(scene.state.path, ignore_errors=True)  # type: ignore[method-assign]
+        finished = execute(scene.logging() if jsonl else scene.host(), order(keep_evidence=True))
+        path = f"{scene.state.evidence}/run-1.jsonl"
+        assert (finished.outcome.outcome, finished.evidence) == ("failed", None)
+        assert finished.outcome.reason == f"event sink: the record {path} was removed while the run went on"
+
+    def test_the_reason_that_came_first_stays(self, scene: Scene) -> None:
+        scene.backend.step = lambda name: shutil.rmtree(scene.state.path, ignore_errors=True)  # type: ignore[method-assign]
+        finished = execute(scene.host(), order(**running("exits", "3")))
+        assert finished.outcome.reason == "command exited with status 3"
+        assert "was removed while the run went on" in scene.warnings[-1]
+
+    def test_a_spool_that_was_only_a_step_on_the_way_may_be_missing(self, scene: Scene) -> None:
+        scene.backend.step = lambda name: shutil.rmtree(scene.state.path, ignore_errors=True)  # type: ignore[method-assign]
+        finished = execute(scene.logging(), order())
+        assert (finished.outcome.outcome, finished.evidence) == ("succeeded", None)
+        assert verify(scene.jsonl.read_bytes().splitlines()).verified
+
+    def test_a_jsonl_file_that_is_removed_meanwhile_is_written_again(self, scene: Scene) -> None:
+        scene.backend.step = lambda name: scene.jsonl.unlink(missing_ok=True)  # type: ignore[method-assign]
+        host = scene.logging()
+        finished = execute(host, order())
+        assert finished.outcome.reason == f"event sink: {scene.jsonl} was removed while the run went on; the next start writes it again"
+        sweeper = records.Sweeper(backend_of=lambda kind: scene.backend, now_ns=time.time_ns, random=os.urandom, warn=scene.warnings.append)
+        records.sweep(scene.state.runs, sweeper)
+        assert verify(scene.jsonl.read_bytes().splitlines()).verified
+        assert (scene.files, scene.warnings) == ([], [])
+
+    def test_a_jsonl_file_may_be_renamed_meanwhile(self, scene: Scene) -> None:
+        rotated = scene.path / "events.jsonl.1"
+        scene.backend.step = lambda name: scene.jsonl.exists() and scene.jsonl.rename(rotated)  # type: ignore[method-assign]
+        assert execute(scene.logging(), order()).outcome.outcome == "succeeded"
+        assert verify(rotated.read_bytes().splitlines()).verified
+        assert scene.files == []
 
     def test_redaction_reaches_every_copy(self, scene: Scene) -> None:
         finished = execute(
