@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import msgspec
@@ -27,5 +26,5 @@ def readable(schema: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
             tidy[name] = readable(value)
         else:
-            tidy[name] = inspect.cleandoc(value) if name == "description" else value
+            tidy[name] = value.replace("\n    ", "\n") if name == "description" else value
     return tidy
