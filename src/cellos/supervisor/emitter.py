@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import _thread
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cellos.core import ids
 from cellos.core.events import DESTROYED, Draft, Event, canonical_bytes, finished
@@ -22,6 +22,11 @@ from cellos.core.evidence.redact import redact
 from cellos.errors import EventSinkError
 from cellos.ports import EventSink
 
+if TYPE_CHECKING:
+    from cellos.supervisor.output import Masker
+
+MASKED = frozenset({"argv", "program", "spawnError", "reason"})
+"""Members in which a secret can stand because the document's author put it on the command line."""
 MAX_EVENT_BYTES = 1_048_576
 """What every sink takes. Checked before the spool: an event that could never be delivered must not become part of the chain."""
 
@@ -58,6 +63,7 @@ class Emitter:
         self._spool = spool
         self._outlets = tuple(_Outlet(sink) for sink in sinks)
         self._redacted_fields = redacted_fields
+        self._masker: Masker | None = None
         self._now_ns = now_ns
         self._random = random
         self._lock = _thread.allocate_lock()
@@ -85,6 +91,22 @@ class Emitter:
         """The last event, `destroyed`, was taken by the spool and by every sink."""
         return self._ended and not any(outlet.waiting for outlet in self._outlets)
 
+    def hide(self, secrets: Iterable[str]) -> None:
+        """From now on `***` stands for each of them in what quotes the command line."""
+        words = tuple(secrets)
+        if words:
+            from cellos.supervisor.output import Masker
+
+            self._masker = Masker(words)
+
+    def masked(self, value: Any) -> Any:
+        """A text, or a list of them, without what is to be hidden."""
+        if self._masker is None or not isinstance(value, str | list):
+            return value
+        if isinstance(value, list):
+            return [self.masked(each) for each in value]
+        return (self._masker.feed(value.encode()) + self._masker.finish()).decode()
+
     def emit(self, draft: Draft) -> str:
         """Record one event; its id. Raises EventSinkError: for what that leaves behind see above."""
         with self._lock:
@@ -94,6 +116,8 @@ class Emitter:
             event_id = ids.uuid7(now // 1_000_000, self._random(ids.UUID_RANDOM_BYTES))
             ends = draft.type == DESTROYED
             data = redact(draft.data, self._redacted_fields)
+            if self._masker is not None:
+                data = {name: self.masked(value) if name in MASKED else value for name, value in data.items()}
             if self._chain is not None:
                 data = self._chain.link(data, final=ends)
             event = finished(Draft(draft.type, data), event_id=event_id, time=ids.rfc3339(now))

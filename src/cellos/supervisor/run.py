@@ -44,6 +44,7 @@ class Events(Protocol):
     @property
     def head(self) -> str: ...
     def emit(self, draft: Draft) -> str: ...
+    def hide(self, secrets: Iterable[str]) -> None: ...
 
 
 class Session(Protocol):
@@ -141,6 +142,7 @@ def run_cell(document: ExecutionCell, deps: Deps) -> CellOutcome:
     try:
         _declare(cell, spec, deps)
         secrets = _resolve_secrets(spec, deps, notes)
+        deps.events.hide(secrets.values())
         _start(cell, spec, deps, notes)
         if spec.run is not None:
             _run_command(cell, spec, spec.run, secrets, deps, notes)

@@ -248,6 +248,19 @@ class TestExecute:
         assert finished.evidence is not None
         assert "hunter2" not in Path(finished.evidence).read_text() + scene.jsonl.read_text()
 
+    @pytest.mark.parametrize("argv", [("exits", "3", "--token=s3cret!"), ("/nowhere/s3cret!",)])
+    def test_a_secret_on_the_command_line_does_not_show(self, scene: Scene, argv: tuple[str, ...]) -> None:
+        execute(scene.logging(), order(secrets={"TOKEN": "s3cret!"}, authority={"secretRefs": ["TOKEN"]}, **running(*argv)))
+        assert "s3cret" not in scene.jsonl.read_text()
+        assert scene.data("command.v1.completed")["argv"] == [each.replace("s3cret!", "***") for each in argv]
+        assert verify(scene.jsonl.read_bytes().splitlines()).verified
+
+    def test_a_reason_that_quotes_it_neither(self, scene: Scene) -> None:
+        asked = order(secrets={"TOKEN": "s3cret!"}, authority={"secretRefs": ["TOKEN"]}, **running("/opt/s3cret!"))
+        outcome = execute(scene.logging(argv0_prefixes=("/usr/bin",)), asked).outcome
+        assert "s3cret!" in str(outcome.reason)
+        assert '"/opt/***" is not under' in scene.data("destroyed")["reason"]
+
     def test_signed_events_are_signed_everywhere(self, scene: Scene) -> None:
         scene.signer = Signer("k1", ED25519, b"\1" * 32)
         public = ed25519.private_key(b"\1" * 32).public_key().public_bytes_raw()
