@@ -201,6 +201,16 @@ class TestOptions:
             "error": {"code": "config", "text": "secret NOT_SET is not set in the environment"},
         }
 
+    def test_json_waits_for_its_reader(self, run: Runner) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        process = run.commands.start("cellos", "run", "--json", "--", "head", "-c", "1000000", "/dev/zero", stdout=writing)
+        os.close(writing)
+        with open(reading, "rb") as pipe:
+            report = json.load(pipe)
+        assert process.communicate(timeout=60)[1] == ""
+        assert (process.returncode, report["code"], len(report["stdout"])) == (0, 0, 1_000_000)
+
     def test_print_spec_is_what_would_run_and_runs_nothing(self, run: Runner) -> None:
         done = run("--print-spec", "--here", "--timeout", "1.5s", "--out", "f", "--secret", "TOKEN", "--", "touch", "f")
         assert (done.returncode, done.stderr) == (0, "")
@@ -285,8 +295,10 @@ class TestRefusals:
             (["--timeout", "0s", "--", "true"], "'0s' is not a time above 0"),
             (["--mem", "much", "--", "true"], "'much' is not a size above 0, like 512M or 1G"),
             (["--out", ":x", "--", "true"], "':x' is not FILE or FILE:DEST"),
-            (["--ro", "/no/such/directory", "--", "true"], "--ro /no/such/directory: no such directory"),
+            (["--ro", "/no/such/directory", "--", "true"], "--ro /no/such/directory: No such file or directory"),
+            (["--ro", "/" + "x" * 300, "--", "true"], "x: File name too long"),
             (["--secret", "NOT_SET", "--", "true"], "secret NOT_SET is not set in the environment"),
+            (["--", "true", *["x" * 100_000] * 11], "the command is too long: with its options it makes 1100"),
             (["--secret", "PATH", "--", "true"], "a secret named PATH would decide what the command executes"),
             (["--allow", "example.com", "--", "true"], "egress is not built yet"),
         ],
@@ -301,7 +313,38 @@ class TestRefusals:
         run.refused(run("--", "true", variables={"CELLOS_STATE_DIR": "/dev/null/x"}), "CELLOS_STATE_DIR: cannot use /dev/null/x")
 
     def test_bytes_that_are_no_text(self, run: Runner) -> None:
-        run.refused(run("--", "echo", os.fsdecode(b"\xff")), r"argument 1 is not UTF-8, and a document is: b'\xff'")
+        run.refused(run("--", "echo", os.fsdecode(b"\xff")), r"argument 1 is not UTF-8, and a document is: \xff")
+
+    def test_an_argument_that_the_locale_does_not_know(self, run: Runner) -> None:
+        variables = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        run.refused(run("--", "echo", "ü", variables=variables), "argument 1 is no text in this locale: ü; set LC_ALL=C.UTF-8")
+
+    @pytest.mark.parametrize("options", [["--here"], ["--ro", "."], ["--out", "f"]])
+    def test_a_directory_that_is_gone(self, run: Runner, options: list[str]) -> None:
+        line = [*run.commands.line("cellos"), "run", *options, "--", "true"]
+        done = subprocess.run(
+            ["sh", "-c", 'rmdir "$PWD"; exec "$@"', "sh", *line],
+            cwd=run.place, env=run.commands.environment, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        run.refused(done, "the current directory no longer exists")
+
+    def test_a_secret_without_a_value(self, run: Runner) -> None:
+        run.refused(run("--secret", "EMPTY", "--", "true", variables={"EMPTY": ""}), "secret EMPTY is empty in the environment")
+
+    @pytest.mark.parametrize("arguments", [["--bad", "--", "true"], ["--timeout", "soon", "--", "true"], []])
+    def test_json_of_a_line_that_cannot_be_understood(self, run: Runner, arguments: list[str]) -> None:
+        done = run("--json", *arguments)
+        answer = json.loads(done.stdout)
+        assert done.returncode == answer["code"] == 125
+        assert answer["error"]["code"] == "usage"
+        assert done.stderr == f"cellos: {answer['error']['text']}\n"
+
+    @pytest.mark.parametrize("options", [[], ["--json"]])
+    def test_an_output_that_nobody_can_write_to(self, run: Runner, options: list[str]) -> None:
+        with open("/dev/null", "rb") as closed:
+            done = run(*options, "--", "echo", "lost", stdout=closed)
+        assert done.returncode == 125
+        assert "standard output" in done.stderr
 
     def test_no_isolation_never_goes_unsaid(self, run: Runner) -> None:
         done = run("--", "true", variables={"CELLOS_CELL_BACKEND": "stub"})

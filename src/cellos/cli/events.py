@@ -103,13 +103,15 @@ def events(
         raise click.UsageError("--head takes a sha256: 64 hex digits, lower case", ctx)
     demand = signatures(os.environ, keys=keys, hmac_keys=hmac_keys, require=require_signed)
     path = "-" if formation is not None or source == "-" else find(source, os.environ)
+    where = _shown(path) if formation is None else f"the record of formation {formation}"
     with _open(path) if formation is None else fetched(formation, server, token_file) as file:
         record = check(file, head=head, demand=demand)
         if not record.report.runs and not record.report.faults:
-            where = _shown(path) if formation is None else f"the record of formation {formation}"
             raise EvidenceError(f"no run in {where}: {record.report.loose} events, none of them of a run")
-        print_record = print_json if as_json else print_text
-        print_record(record, file, sys.stdout)
+        if as_json:
+            print_json(record, file, sys.stdout)
+        else:
+            print_text(record, file, sys.stdout, where=where)
     ctx.exit(0 if record.report.verified else 1)
 
 
@@ -135,22 +137,26 @@ def find(source: str | None, environment: Mapping[str, str]) -> str:
     """The file that is meant by a path, a run id or the beginning of one; None is the latest run. Raises EvidenceError."""
     if source is not None and (os.path.exists(source) or "/" in source):
         return source
-    from cellos.supervisor.state import evidence_directory
+    from cellos.supervisor.state import find_state_directory
 
-    directory = evidence_directory(environment)
+    state = find_state_directory(environment)
+    directory = "" if state is None else state.evidence
     try:
-        names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX))
+        names = sorted(name for name in os.listdir(directory) if name.endswith(_SUFFIX)) if directory else []
+    except FileNotFoundError:
+        names = []
     except OSError as error:
         raise EvidenceError(f"cannot read {directory}: {os_error_text(error)}") from error
+    where = f" in {directory}" if directory else ""
     if source is None:
         if not names:
-            raise EvidenceError(f"no run is recorded in {directory}; `cellos run -- COMMAND` makes one")
+            raise EvidenceError(f"no run is recorded{where}; `cellos run -- COMMAND` makes one")
         return max((os.path.join(directory, name) for name in names), key=_modified)
     if source + _SUFFIX in names:
         return os.path.join(directory, source + _SUFFIX)
     found = [name for name in names if name.startswith(source)]
     if not found:
-        raise EvidenceError(f"no file {source}, and no run of that name in {directory}")
+        raise EvidenceError(f"no file {source}, and no run of that name{where}")
     if len(found) > 1:
         more = f" and {len(found) - _NAMES_SHOWN} more" if len(found) > _NAMES_SHOWN else ""
         shown = ", ".join(name.removesuffix(_SUFFIX) for name in found[:_NAMES_SHOWN])
@@ -213,8 +219,8 @@ def check(file: IO[bytes], *, head: str | None = None, demand: Demand = Demand()
     return Record(report=report, places=tuple(places), keys=demand.ring is not None)
 
 
-def print_text(record: Record, file: IO[bytes], output: IO[str]) -> None:
-    """Every run with its verdict, then what belongs to no run."""
+def print_text(record: Record, file: IO[bytes], output: IO[str], *, where: str) -> None:
+    """Every run with its verdict, then what belongs to no run: of `where`, and not all of it where there is much."""
     paint = output.isatty() and "NO_COLOR" not in os.environ
     for number, run in enumerate(record.report.runs):
         if number:
@@ -229,8 +235,8 @@ def print_text(record: Record, file: IO[bytes], output: IO[str]) -> None:
                 output.write(f"{text}\n")
         colour = {"verified": "green", "unfinished": "yellow"}.get(run.state, "red")
         output.write(f"{_painted(timeline.verdict(run), colour, paint=paint)}\n")
-    for fault in record.report.faults:
-        output.write(f"{_painted(timeline.visible(str(fault)), 'red', paint=paint)}\n")
+    for text in timeline.fault_lines(record.report.faults, where):
+        output.write(f"{_painted(text, 'red', paint=paint)}\n")
 
 
 def print_json(record: Record, file: IO[bytes], output: IO[str]) -> None:

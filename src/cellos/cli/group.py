@@ -49,7 +49,7 @@ EXAMPLES = """\
 Examples:
   cellos run -- echo hello                       nothing of this host but the system is visible
   cellos run --here -- python3 test.py           the current directory, read-only
-  cellos run --timeout 30s --mem 512M -- ./job   limits, on top of those that always apply
+  cellos run --here --mem 512M -- ./job          a limit, on top of those that always apply
   cellos events                                  the latest run, step by step, verified
   cellos up                                      a control plane: who reports there is seen in one place
   cellos apply -f formation.yaml --wait          many cells that depend on each other, seen through
@@ -82,6 +82,8 @@ class VerbGroup(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in VERBS and not args[0].startswith("-"):
+            if ctx.resilient_parsing:  # a shell asks what could follow: nothing
+                return args[0], click.Command(args[0], add_help_option=False), args[1:]
             raise click.UsageError(f"no such verb: {args[0]}{_nearest(args[0])}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -130,9 +132,8 @@ def dispatch(arguments: Sequence[str], launcher: Launcher | None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cellos, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
-    if sys.stdout is not None:
-        # What programs print and name is not always text in the caller's encoding.
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # ours is a TextIOWrapper
+    # What programs print and name is not always text in the caller's encoding.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # ours is a TextIOWrapper
     try:
         with cellos.make_context(PROGRAM, list(arguments), obj=launcher) as ctx:
             gc.enable()

@@ -59,20 +59,36 @@ def _guarded(arguments: list[str], *, is_run: bool, failure: int, usage: int) ->
         try:
             return dispatch(arguments, launcher)
         except UsageError as error:
-            say(f"cellos: {error}")
+            _tell(error, arguments)
             return usage
     except KeyboardInterrupt:
         return INTERRUPTED
     except SystemExit as error:
-        return error.code if isinstance(error.code, int) else 0
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        say(f"cellos: {error.code}")  # as the interpreter would
+        return failure
     except BrokenPipeError:
         return BROKEN_PIPE
     except Exception as error:  # noqa: BLE001  # one of ours or not, the user gets one line and the documented exit code
-        say(f"cellos: {unexpected(error)}")
+        _tell(error, arguments)
         return failure
     finally:
         if launcher is not None:
             launcher.close()
+
+
+def _tell(error: Exception, arguments: list[str]) -> None:
+    """One line; and where a run was asked for JSON, that."""
+    text = unexpected(error)
+    say(f"cellos: {text}")
+    if arguments[:1] == ["run"]:
+        from cellos.cli.run_options import asks_for_json
+
+        if asks_for_json(arguments[1:]):
+            from cellos.cli.run import print_error
+
+            print_error(getattr(error, "code", "error"), text)
 
 
 def _start_launcher() -> "Launcher | None":
@@ -96,8 +112,6 @@ def _run(arguments: list[str], launcher: "Launcher | None") -> int | None:
 
 def _flushed(code: int, failure: int) -> int:
     """The exit code after what is still buffered was written."""
-    if sys.stdout is None:
-        return code
     try:
         sys.stdout.flush()
     except OSError as error:

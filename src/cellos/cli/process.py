@@ -24,13 +24,19 @@ STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 
 
 def secure_standard_streams() -> None:
-    """Open what the caller closed of 0, 1 and 2 as /dev/null: the next file we open must not become somebody's standard output."""
-    for descriptor in (0, 1, 2):
+    """Open what the caller closed of 0, 1 and 2 as /dev/null: the next file we open must not become somebody's standard output.
+
+    The interpreter has no stream for such a one: it gets one, so that nobody has to ask.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
             opened = os.open("/dev/null", os.O_RDWR)  # the lowest free number is the missing one
             os.set_inheritable(opened, True)
+        if getattr(sys, name) is None:
+            errors = "backslashreplace" if name == "stderr" else None
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", errors=errors, closefd=False))  # noqa: SIM115  # it stays
 
 
 def say(text: str) -> None:

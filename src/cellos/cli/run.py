@@ -8,11 +8,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cellos.cli.process import StopSignals, say
+from cellos.cli.process import OUTPUT_LOST, StopSignals, say
 
 if TYPE_CHECKING:
     from cellos.client.local import Options
-    from cellos.errors import CellosError
     from cellos.sandbox.launcher import Launcher
     from cellos.supervisor.compose import Finished
     from cellos.supervisor.run import CellOutcome
@@ -29,23 +28,23 @@ def run(launcher: "Launcher | None", *, interactive: bool, as_json: bool, print_
     try:
         options = _options(**given)
         if print_spec:
-            _write(document_bytes(options))
-            return 0
+            return _write(document_bytes(options), 0)
         secrets = take_secrets(options.secrets, os.environ)
         with StopSignals() as stop:
             finished = _execute(options, secrets, launcher, stop.descriptor, interactive=interactive, as_json=as_json)
     except CellosError as error:
-        _fail(error, as_json=as_json)
+        say(f"cellos: {error}")
+        if as_json:
+            print_error(error.code, str(error))
         return OURS
     code = exit_code(finished.outcome, stopped_by=stop.received)
     if as_json:
-        _write(_json(finished, code))
-    else:
-        from cellos.cli import words
+        return _write(_json(finished, code), code)
+    from cellos.cli import words
 
-        say(words.closing_line(options.argv[0], finished.outcome, finished.evidence, code))
-        for hint in words.hints(options, finished.outcome):
-            say(f"cellos: {hint}")
+    say(words.closing_line(options.argv[0], finished.outcome, finished.evidence, code))
+    for hint in words.hints(options, finished.outcome):
+        say(f"cellos: {hint}")
     return code
 
 
@@ -57,16 +56,18 @@ def _options(
     secrets: tuple[str, ...],
     **rest: Any,
 ) -> "Options":
-    from cellos.client.local import Options, new_cell_id
-    from cellos.errors import ConfigError
+    from cellos.client.local import Options, absolute, new_cell_id
+    from cellos.errors import ConfigError, os_error_text
 
     for path in read_only:
-        if not os.path.exists(path):
-            raise ConfigError(f"--ro {path}: no such directory")
+        try:
+            os.stat(path)
+        except OSError as error:
+            raise ConfigError(f"--ro {path}: {os_error_text(error)}") from error
     return Options(
         argv=command,
-        here=os.getcwd() if here else None,
-        read_only=tuple(os.path.abspath(path) for path in read_only),
+        here=absolute("") if here else None,
+        read_only=tuple(absolute(path) for path in read_only),
         secrets=tuple(dict.fromkeys(secrets)),
         cell_id=new_cell_id(command[0]),
         **rest,
@@ -85,7 +86,7 @@ def _execute(
     if as_json:
         streams = [Output(capture_bytes=JSON_CAPTURE_BYTES)] * 2
     else:
-        streams = [Output(descriptor=number, escape=os.isatty(number)) for number in (1, 2)]
+        streams = [Output(descriptor=_writable(number), escape=os.isatty(number)) for number in (1, 2)]
     return run_options(
         host,
         options,
@@ -95,6 +96,17 @@ def _execute(
         stderr=streams[1],
         interrupt=interrupt,
     )
+
+
+def _writable(descriptor: int) -> int:
+    """The same. Raises ConfigError where all that is written there would be lost."""
+    import fcntl
+
+    from cellos.errors import ConfigError
+
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise ConfigError(f"standard {'output' if descriptor == 1 else 'error'} is not open for writing")
+    return descriptor
 
 
 def exit_code(outcome: "CellOutcome", *, stopped_by: int | None) -> int:
@@ -121,12 +133,11 @@ def exit_code(outcome: "CellOutcome", *, stopped_by: int | None) -> int:
     return OURS if command.exit_code is None else command.exit_code
 
 
-def _fail(error: "CellosError", *, as_json: bool) -> None:
-    say(f"cellos: {error}")
-    if as_json:
-        import msgspec
+def print_error(code: str, text: str) -> None:
+    """What `--json` prints where no cell was run."""
+    import msgspec
 
-        _write(msgspec.json.encode({"error": {"code": error.code, "text": str(error)}, "code": OURS}) + b"\n")
+    _write(msgspec.json.encode({"error": {"code": code, "text": text}, "code": OURS}) + b"\n", OURS)
 
 
 def _json(finished: "Finished", code: int) -> bytes:
@@ -174,11 +185,21 @@ def _text(name: str, data: bytes) -> dict[str, str]:
         return {name: base64.b64encode(data).decode(), f"{name}Encoding": "base64"}
 
 
-def _write(data: bytes) -> None:
-    """All of it to standard output. A reader that went away is no error of ours."""
+def _write(data: bytes, code: int) -> int:
+    """All of it to standard output; `code`, or ours where it cannot be written. A reader that went away is no error of ours."""
     view = memoryview(data)
-    try:
-        while view:
+    while view:
+        try:
             view = view[os.write(1, view) :]
-    except BrokenPipeError:
-        return
+        except BlockingIOError:  # the caller's own description of it, and not ours to change
+            import select
+
+            poll = select.poll()
+            poll.register(1, select.POLLOUT)
+            poll.poll()
+        except BrokenPipeError:
+            break
+        except OSError as error:
+            say(f"cellos: {OUTPUT_LOST}{error.strerror}")
+            return OURS
+    return code

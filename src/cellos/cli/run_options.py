@@ -115,6 +115,20 @@ def read(arguments: list[str]) -> dict[str, object] | None:
     return {**values, "command": command}
 
 
+def asks_for_json(arguments: list[str]) -> bool:
+    """Whether --json stands before the command, in a command line that may be wrong."""
+    valued = {option.flag for option in OPTIONS if option.metavar is not None}
+    words = iter(arguments)
+    for word in words:
+        if word == "--json":
+            return True
+        if not word.startswith("-") or word in ("-", "--"):
+            return False
+        if word in valued:
+            next(words, None)
+    return False
+
+
 def _value(option: Option, given: list[object]) -> object:
     """Of a value that is given twice the last one counts."""
     if option.many:

@@ -104,17 +104,19 @@ def _waiting(places: Sequence[str]) -> tuple[list[WaitingFile], list[WaitingFile
 
     files: list[WaitingFile] = []
     unfinished: list[WaitingFile] = []
-    for path in event_files(places or [_default_directory(os.environ)]):
+    for path in event_files(places or _default_directory(os.environ)):
         file = read_file(path)
         if file is not None:
             (unfinished if file.kind == "spool" and _has_record(path) else files).append(file)
     return files, unfinished
 
 
-def _default_directory(environment: Mapping[str, str]) -> str:
-    from cellos.supervisor.state import open_state_directory
+def _default_directory(environment: Mapping[str, str]) -> Sequence[str]:
+    """The spools of this user; none where nothing was ever run."""
+    from cellos.supervisor.state import find_state_directory
 
-    return open_state_directory(environment).spool
+    state = find_state_directory(environment)
+    return [] if state is None else [state.spool]
 
 
 def _has_record(path: str) -> bool:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cellos.core import events, observations
 from cellos.core.events import Event
-from cellos.core.evidence.verify import RunReport
+from cellos.core.evidence.verify import Fault, RunReport
 from cellos.core.ids import TimeSyntaxError, unix_ns
 
 LONGEST_TEXT = 400
 DETAIL_WIDTH = 90
+FAULTS_SHOWN = 10
 DIGITS_SHOWN = 12
 _COMMON = frozenset({"cellId", "specId", "runId", "correlation", "tenantId", "placement", "chain", "schemaVersion"})
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
@@ -79,6 +80,16 @@ def verdict(report: RunReport) -> str:
     if report.state == "unfinished":
         return f"chain unfinished: {count} fit, {ends}, but no `destroyed`: it still runs, its supervisor died, or the end was cut off"
     return f"chain verified: {count}, {ends}" + ("" if report.start_checked else "; no spec hash to check the start with")
+
+
+def fault_lines(faults: Sequence[Fault], where: str) -> Iterator[str]:
+    """The faults of lines that belong to no run, of a file or what else `where` is; of many the first ones."""
+    if not faults:
+        return
+    yield f"{visible(where)}: {len(faults)} {'line belongs' if len(faults) == 1 else 'lines belong'} to no run"
+    yield from (f"  {visible(str(fault))}" for fault in faults[:FAULTS_SHOWN])
+    if len(faults) > FAULTS_SHOWN:
+        yield f"  … and {len(faults) - FAULTS_SHOWN} more"
 
 
 _SIGNATURE_FAULTS = frozenset({"unsigned", "unknown key", "bad signature", "key swap", "algorithm change"})

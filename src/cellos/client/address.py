@@ -64,11 +64,11 @@ def find_server(environment: Mapping[str, str], *, url: str | None = None, token
 
 def find_up(environment: Mapping[str, str]) -> Address | None:
     """The server of a `cellos up` of this user that runs."""
-    from cellos.supervisor.state import open_state_directory
+    from cellos.supervisor.state import find_state_directory
 
     try:
-        directory = up_directory(open_state_directory(environment).path)
-        if not is_running(directory):
+        state = find_state_directory(environment)
+        if state is None or not is_running(directory := up_directory(state.path)):
             return None
         return Address(url=_own_text(f"{directory}/address").strip(), token=_own_text(f"{directory}/token").strip(), given=False)
     except (ConfigError, OSError):  # none can have been started there, or it has not come that far

@@ -15,7 +15,7 @@ import msgspec
 from cellos.artifacts.files import PlacedFiles
 from cellos.brokers.memory import MemoryBroker
 from cellos.core.deadline import Deadline
-from cellos.core.documents import parse_execution_cell, raw_spec_hash
+from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell, raw_spec_hash
 from cellos.errors import CellosError, ConfigError, HostBackendError, Unenforceable, os_error_text
 from cellos.ports import Isolation, Output, Receipt, Residue
 from cellos.sandbox.launcher import Launcher
@@ -106,8 +106,8 @@ def run(
         secrets=tuple(values),
         timeout_ms=None if timeout is None else _milliseconds(timeout),
         memory_bytes=memory,
-        here=os.getcwd() if here else None,
-        read_only=tuple(os.path.abspath(path) for path in read_only),
+        here=absolute("") if here else None,
+        read_only=tuple(absolute(path) for path in read_only),
         out=tuple(out.items() if isinstance(out, Mapping) else ((path, os.path.basename(path)) for path in out)),
         cell_id=new_cell_id(argv[0] if argv else ""),
     )
@@ -139,7 +139,7 @@ def run_options(
         document=parse_execution_cell(raw),
         spec_hash=raw_spec_hash(raw),
         broker=MemoryBroker(secrets),
-        artifacts=PlacedFiles({name: os.path.abspath(place) for name, _, place in _artifacts(options)}) if options.out else None,
+        artifacts=PlacedFiles({name: absolute(place) for name, _, place in _artifacts(options)}) if options.out else None,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -210,8 +210,13 @@ def build_document(options: Options) -> dict[str, Any]:
 
 
 def document_bytes(options: Options) -> bytes:
-    """The document as it is printed, hashed and run."""
-    return msgspec.json.format(msgspec.json.encode(build_document(options)), indent=2) + b"\n"
+    """The document as it is printed, hashed and run. Raises ConfigError."""
+    raw = msgspec.json.format(msgspec.json.encode(build_document(options)), indent=2) + b"\n"
+    if len(raw) > MAX_DOCUMENT_BYTES:
+        raise ConfigError(
+            f"the command is too long: with its options it makes {len(raw)} bytes of a document, and {MAX_DOCUMENT_BYTES} are read"
+        )
+    return raw
 
 
 def new_cell_id(program: str) -> str:
@@ -220,12 +225,20 @@ def new_cell_id(program: str) -> str:
     return f"{name.strip('-')[:40] or 'cell'}-{os.urandom(4).hex()}"
 
 
+def absolute(path: str) -> str:
+    """As seen from the current directory, which is "". Raises ConfigError where that is gone."""
+    try:
+        return os.path.abspath(path)
+    except FileNotFoundError as error:
+        raise ConfigError("the current directory no longer exists; go to one that does") from error
+
+
 def take_secrets(keys: Iterable[str], environment: Mapping[str, str]) -> dict[str, str]:
-    """The values of the named variables. Raises ConfigError for one that is not set; empty counts as not set."""
+    """The values of the named variables. Raises ConfigError for one that is not set, or has no value."""
     values = {}
     for key in keys:
         if not environment.get(key):
-            raise ConfigError(f"secret {key} is not set in the environment")
+            raise ConfigError(f"secret {key} is {'empty' if key in environment else 'not set'} in the environment")
         values[key] = environment[key]
     return values
 
@@ -253,7 +266,11 @@ def _check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{what} is not UTF-8, and a document is: {text.encode(errors='surrogateescape')!r}") from error
+        raw = text.encode(errors="surrogateescape")
+        shown = raw.decode(errors="backslashreplace")
+        if shown.encode() == raw:
+            raise ConfigError(f"{what} is no text in this locale: {shown}; set LC_ALL=C.UTF-8") from error
+        raise ConfigError(f"{what} is not UTF-8, and a document is: {shown}") from error
 
 
 def _milliseconds(seconds: float) -> int:

@@ -61,6 +61,19 @@ def open_state_directory(environment: Mapping[str, str], *, user: int | None = N
     raise ConfigError(f"no directory for run records can be written ({'; '.join(failures)}); set CELLOS_STATE_DIR")
 
 
+def find_state_directory(environment: Mapping[str, str], *, user: int | None = None) -> StateDirectory | None:
+    """The state directory where there is one already, perhaps without some of its parts: nothing is made. Raises ConfigError."""
+    user = os.geteuid() if user is None else user
+    chosen = environment.get("CELLOS_STATE_DIR", "").strip()
+    for place in [os.path.abspath(chosen)] if chosen else candidates(environment, user):
+        try:
+            return _prepare(place, user, make=False)
+        except OSError as error:
+            if chosen and not isinstance(error, FileNotFoundError):
+                raise ConfigError(f"CELLOS_STATE_DIR: cannot use {chosen}: {os_error_text(error)}") from error
+    return None
+
+
 def evidence_directory(environment: Mapping[str, str]) -> str:
     """Where `cellos run` keeps its event files. Raises ConfigError."""
     return open_state_directory(environment).evidence
@@ -93,22 +106,25 @@ def check_state_directory() -> "Row":
     return Row(primitive="state-directory", ok=True, required=True, detail=path)
 
 
-def _prepare(path: str, user: int) -> StateDirectory:
-    """Make `path` and its parts, or check them. OSError: it cannot be written; ConfigError: it is not safe to use."""
-    if not os.path.exists(os.path.dirname(path)):
+def _prepare(path: str, user: int, *, make: bool = True) -> StateDirectory:
+    """Make `path` and its parts, and check them. OSError: it cannot be written (or, not made, read); ConfigError: it is not safe to use."""
+    if make and not os.path.exists(os.path.dirname(path)):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-    _own_directory(path, user)
+    _own_directory(path, user, make=make)
     state = StateDirectory(path=path)
     for part in (state.runs, state.spool, state.evidence):
-        _own_directory(part, user)
-        if not os.access(part, os.W_OK | os.X_OK, effective_ids=True):
+        if not make and not os.path.lexists(part):
+            continue
+        _own_directory(part, user, make=make)
+        if not os.access(part, (os.W_OK if make else os.R_OK) | os.X_OK, effective_ids=True):
             raise PermissionError(13, os.strerror(13), part)
     return state
 
 
-def _own_directory(path: str, user: int) -> None:
+def _own_directory(path: str, user: int, *, make: bool) -> None:
     try:
-        os.mkdir(path, 0o700)
+        if make:
+            os.mkdir(path, 0o700)
     except FileExistsError:
         pass
     found = os.lstat(path)

@@ -58,8 +58,9 @@ def program(*arguments: str | Path, **options: Any) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.jsonl")), ids=lambda path: path.stem)
-def test_golden_records(path: Path) -> None:
-    result = call(path)
+def test_golden_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(GOLDEN)
+    result = call(path.name)
     assert f"{result.stdout}exit {result.exit_code}\n" == path.with_suffix(".txt").read_text()
 
 
@@ -109,6 +110,16 @@ def test_json_names_the_faults_of_lines_that_belong_to_nobody() -> None:
     *_, last = call(GOLDEN / "truncated.jsonl", "--json").stdout.splitlines()
     (fault,) = json.loads(last)["faults"]
     assert (fault["kind"], fault["line"]) == ("truncated", 6)
+
+
+def test_of_a_file_that_is_no_record_the_first_faults_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "noise"
+    path.write_bytes(b"\xff\n" * 12)
+    result = call(path)
+    first, *faults, last = result.stdout.splitlines()
+    assert (result.exit_code, first, last) == (1, f"{path}: 12 lines belong to no run", "  … and 2 more")
+    assert [line.split(":")[0] for line in faults] == [f"  line {number}" for number in range(1, 11)]
+    assert len(json.loads(call(path, "--json").stdout)["faults"]) == 12
 
 
 class TestHead:
@@ -163,9 +174,16 @@ class TestSource:
     def test_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         environment = {"CELLOS_STATE_DIR": str(tmp_path / "state")}
+        with pytest.raises(EvidenceError, match=r"no run is recorded; `cellos run -- COMMAND` makes one"):
+            find(None, environment)
+        with pytest.raises(EvidenceError, match=r"no file x, and no run of that name$"):
+            find("x", environment)
+        assert os.listdir(tmp_path) == []  # to look makes nothing
+        (tmp_path / "state").mkdir(mode=0o700)
         with pytest.raises(EvidenceError, match=r"no run is recorded in .*; `cellos run -- COMMAND` makes one"):
             find(None, environment)
         evidence = tmp_path / "state" / "evidence"
+        evidence.mkdir(mode=0o700)
         for age, name in enumerate(["019b-2", "019a-1", "019a-12", "zzz"]):
             path = evidence / f"{name}.jsonl"
             path.touch()
@@ -194,7 +212,7 @@ class TestLongRecords:
             assert [(fault.kind, fault.line) for fault in record.report.faults] == [("malformed", 2)]
             assert record.report.runs[0].state == "verified"
             output = io.StringIO()
-            print_text(record, file, output)
+            print_text(record, file, output, where="x")
             assert "destroyed      succeeded" in output.getvalue()
 
     def test_a_line_without_end_at_the_end(self) -> None:
@@ -248,7 +266,7 @@ def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     def shown() -> str:
         output = Terminal()
         with RUN.open("rb") as file:
-            print_text(check(file), file, output)
+            print_text(check(file), file, output, where="x")
         return output.getvalue()
 
     monkeypatch.delenv("NO_COLOR", raising=False)

@@ -58,7 +58,13 @@ class TestExitCodes:
         assert verb(lambda _: code, name=name) == code
         assert verb(lambda ctx: ctx.exit(code), name=name) == code
         assert verb(lambda _: sys.exit(code), name=name) == code
+        assert verb(lambda _: sys.exit(), name=name) == 0
         assert verb(lambda _: None, name=name) == 0
+
+    @pytest.mark.parametrize(("name", "code"), [("run", 125), ("other", 1)])
+    def test_of_an_exit_with_words(self, verb: Callable[..., int], capfd: pytest.CaptureFixture[str], name: str, code: int) -> None:
+        assert verb(lambda _: sys.exit("no such thing"), name=name) == code
+        assert capfd.readouterr() == ("", "cellos: no such thing\n")
 
     @pytest.mark.parametrize(("name", "code"), [("run", 125), ("other", 1)])
     def test_of_errors(self, verb: Callable[..., int], capfd: pytest.CaptureFixture[str], name: str, code: int) -> None:
@@ -195,6 +201,13 @@ class TestCompletion:
         result = cellos(env=environment)
         assert (result.returncode, result.stdout) == (0, "plain,events\n")
 
+    @pytest.mark.parametrize("words", ["cellos evnts ", "cellos evnts x -", "cellos run --bogus --timeout soon "])
+    def test_nothing_follows_a_mistake_and_nothing_is_said(self, words: str) -> None:
+        typed = words.split(" ")
+        environment = {"_CELLOS_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(typed) - 1)}
+        result = cellos(env=os.environ | environment)
+        assert (result.returncode, result.stdout.strip(), result.stderr) == (0, "", "")
+
 
 class TestOutput:
     def test_a_reader_that_is_gone_is_no_error(self) -> None:
@@ -208,6 +221,13 @@ class TestOutput:
         with open("/dev/full", "wb") as full:
             result = subprocess.run([sys.executable, "-m", "cellos.cli.main", "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
         assert (result.returncode, result.stderr) == (1, b"cellos: cannot write to standard output: No space left on device\n")
+
+    @pytest.mark.parametrize("arguments", [["--help"], ["events"], ["events", "--json"], ["doctor", "--help"]])
+    def test_one_that_was_closed_is_none(self, arguments: list[str]) -> None:
+        golden = os.path.join(os.path.dirname(__file__), "../../golden/events/run.jsonl")
+        line = [sys.executable, "-m", "cellos.cli.main", *arguments, *([golden] if "events" in arguments else [])]
+        done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *line], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
 
     def test_an_output_that_cannot_hold_the_text(self) -> None:
         golden = os.path.join(os.path.dirname(__file__), "../../golden/events/hostile.jsonl")

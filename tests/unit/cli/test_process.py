@@ -132,7 +132,8 @@ class TestMsgspec:
 def test_what_was_closed_is_nobodys(closed: str) -> None:
     code = (
         "import os; from cellos.cli.process import secure_standard_streams; secure_standard_streams(); "
-        "assert os.open('/', os.O_RDONLY) > 2; assert all(os.get_inheritable(number) for number in (0, 1, 2))"
+        "assert os.open('/', os.O_RDONLY) > 2; assert all(os.get_inheritable(number) for number in (0, 1, 2)); "
+        "import sys; sys.stdin.fileno(); print('x', flush=True); print('x', file=sys.stderr)"
     )
     done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code], timeout=60, check=False)
     assert done.returncode == 0

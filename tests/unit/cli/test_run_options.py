@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellos.cli.run_command import run
-from cellos.cli.run_options import OPTIONS, read
+from cellos.cli.run_options import OPTIONS, asks_for_json, read
 
 FLAGS = [option.flag for option in OPTIONS if option.metavar is None]
 VALUED = [option.flag for option in OPTIONS if option.metavar is not None]
@@ -75,6 +75,22 @@ def test_a_plain_line_needs_no_click(options: list[list[str]], command: list[str
 )
 def test_click_explains_what_is_wrong(line: str) -> None:
     assert read(line.split()) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "asked"),
+    [
+        ("--json", True),
+        ("--bogus --json x", True),
+        ("--timeout soon --json x", True),
+        ("", False),
+        ("--secret --json", False),
+        ("--bogus x --json", False),
+        ("--bogus -- --json", False),
+    ],
+)
+def test_whether_a_wrong_line_asks_for_json(line: str, asked: bool) -> None:
+    assert asks_for_json(line.split()) == asked
 
 
 def test_click_knows_every_option() -> None:

@@ -107,7 +107,7 @@ def test_what_is_no_destination(allow: str) -> None:
     "members", [{"argv": ("echo", "\udcff")}, {"read_only": ("/\udcff",)}, {"here": "/\udcff"}, {"out": (("\udcff", "x"),)}]
 )
 def test_what_no_document_can_say(members: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="is not UTF-8, and a document is: b'"):
+    with pytest.raises(ConfigError, match=r"is not UTF-8, and a document is: .*\\xff$"):
         build_document(Options(**{"argv": ("true",), "cell_id": "c", **members}))
 
 
@@ -128,6 +128,6 @@ def test_a_cell_id_tells_what_runs(program: str, begins: str) -> None:
 
 def test_secrets_are_taken_by_name() -> None:
     assert take_secrets(["A"], {"A": "1", "B": "2"}) == {"A": "1"}
-    for environment in ({}, {"A": ""}):
-        with pytest.raises(ConfigError, match="secret A is not set in the environment"):
+    for environment, why in (({}, "not set"), ({"A": ""}, "empty")):
+        with pytest.raises(ConfigError, match=f"secret A is {why} in the environment"):
             take_secrets(["A"], environment)

@@ -8,7 +8,7 @@ import pytest
 
 from cellos.errors import ConfigError
 from cellos.supervisor import state
-from cellos.supervisor.state import candidates, check_state_directory, evidence_directory, open_state_directory
+from cellos.supervisor.state import candidates, check_state_directory, evidence_directory, find_state_directory, open_state_directory
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,22 @@ def test_a_choice_that_cannot_be_used_is_an_error_and_no_other_place_is_taken(tm
         open_state_directory({"CELLOS_STATE_DIR": str(tmp_path / "file/x")})
 
 
+def test_to_find_one_makes_none(tmp_path: Path, shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"CELLOS_STATE_DIR": str(tmp_path / "a/b")}
+    places = [str(tmp_path / "first"), str(shared / "second"), str(tmp_path / "third")]
+    monkeypatch.setattr(state, "candidates", lambda *_: places)
+    assert find_state_directory(chosen) is None
+    assert find_state_directory({}) is None
+    assert os.listdir(tmp_path) == ["shared"]
+    made = open_state_directory(chosen)
+    assert find_state_directory(chosen) == made
+    os.mkdir(places[1], 0o700)
+    found = find_state_directory({})
+    assert found is not None
+    assert found.path == places[1]
+    assert os.listdir(found.path) == []
+
+
 class TestUnsafePlaces:
     def test_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "theirs").mkdir(mode=0o700)
@@ -82,6 +98,8 @@ class TestUnsafePlaces:
         (tmp_path / "open").chmod(0o770)
         with pytest.raises(ConfigError, match=r"others may write to it \(mode 0770\)"):
             open_state_directory({"CELLOS_STATE_DIR": str(tmp_path / "open")})
+        with pytest.raises(ConfigError, match="others may write to it"):
+            find_state_directory({"CELLOS_STATE_DIR": str(tmp_path / "open")})
 
     def test_a_part_that_is_a_link(self, tmp_path: Path) -> None:
         (tmp_path / "runs").symlink_to("/")
