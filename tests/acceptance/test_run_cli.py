@@ -10,16 +10,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
 
 import cellos
 from cellos.core.evidence.verify import verify
-from cellos.errors import CellosError, ConfigError, InvalidSpec, Unenforceable
+from cellos.errors import CellosError, ConfigError, HostBackendError, InvalidSpec, Unenforceable
 
 pytestmark = pytest.mark.linux_backend
+NO_UTF8 = os.fsdecode(b"\xff")
 
 
 class Runner:
@@ -98,8 +99,6 @@ class TestExitCodes:
         [
             ("nothing", "no such file in the work directory"),
             ("link", "symbolic links are not followed"),
-            ("../etc/passwd", "it lies outside the work directory"),
-            ("/etc/passwd", "it lies outside the work directory"),
         ],
     )
     def test_a_command_that_succeeds_and_an_export_that_does_not(self, run: Runner, path: str, reason: str) -> None:
@@ -162,6 +161,26 @@ class TestOptions:
         assert (tmp_path / "elsewhere").read_text() == "2\n"
         assert (run.place / "third file").read_text() == "3\n"
         assert sorted(os.listdir(run.place)) == ["first", "third file"]
+
+    def test_out_over_a_link_keeps_it_and_the_permissions(self, run: Runner) -> None:
+        (run.place / "first").write_text("old")
+        (run.place / "first").chmod(0o600)
+        (run.place / "latest").symlink_to("first")
+        assert run("--out", "f:latest", "--", "sh", "-c", "echo new > f").returncode == 0
+        assert (run.place / "latest").is_symlink()
+        assert (run.place / "first").read_text() == "new\n"
+        assert (run.place / "first").stat().st_mode & 0o777 == 0o600
+
+    def test_out_over_what_came_during_the_run(self, run: Runner) -> None:
+        process = run.commands.start(
+            "cellos", "run", "-i", "--out", "f", "--", "sh", "-c", "echo up; read line; echo new > f", cwd=run.place, stdin=subprocess.PIPE
+        )
+        assert process.stdout.readline() == "up\n"
+        os.mkfifo(run.place / "f")
+        _, error = process.communicate("go on\n", timeout=60)
+        assert process.returncode == 125
+        assert f", but export sink: export copy -> {run.place}/f: it is a FIFO, and only a regular file is replaced; name a file" in error
+        assert (run.place / "f").is_fifo()
 
     def test_secret(self, run: Runner) -> None:
         done = run("--secret", "TOKEN", "--", "sh", "-c", "echo $TOKEN", variables={"TOKEN": "hunter2"})
@@ -306,6 +325,42 @@ class TestRefusals:
     def test_one_line_and_125(self, run: Runner, arguments: list[str], text: str) -> None:
         run.refused(run(*arguments), text)
 
+    @pytest.mark.parametrize(
+        ("out", "text"),
+        [
+            (["../a"], "out: '../a' lies outside the work directory: name a file below /work, without '..'"),
+            (["/etc/passwd:a"], "out: '/etc/passwd' lies outside the work directory"),
+            (["d/../a"], "out: 'd/../a' lies outside the work directory"),
+            (["a:none/b"], "out: cannot copy to {place}/none/b: its directory: No such file or directory (os error 2)"),
+            (
+                ["a:directory"],
+                "out: cannot copy to {place}/directory: it is a directory, and only a regular file is replaced; name a file in it",
+            ),
+            (["a:new/"], "out: cannot copy to 'new/', a directory: name the file, too, as new/a"),
+            (
+                ["a:fifo"],
+                "out: cannot copy to {place}/fifo: it is a FIFO, and only a regular file is replaced; name a file, or let the command",
+            ),
+            (
+                ["a:/dev/stdout"],
+                "out: cannot copy to /dev/stdout: it stands for an open file of a process; name a file, or let the command",
+            ),
+            (["a", "d/a"], "out: two files would go to one place, {place}/a and {place}/a; give each a destination of its own"),
+            ([f"a:{NO_UTF8}"], r"the destination to copy to is not UTF-8, and a document is: {place}/\xff"),
+        ],
+    )
+    def test_destinations_are_looked_at_before_the_command_starts(self, run: Runner, out: list[str], text: str) -> None:
+        (run.place / "directory").mkdir()
+        os.mkfifo(run.place / "fifo")
+        before = sorted(os.listdir(run.place))
+        run.refused(run(*[word for each in out for word in ("--out", each)], "--", "true"), text.format(place=run.place))
+        assert sorted(os.listdir(run.place)) == before
+
+    def test_out_in_a_directory_that_is_no_text(self, run: Runner) -> None:
+        place = run.place / NO_UTF8
+        place.mkdir()
+        run.refused(run("--out", "a", "--", "true", cwd=place), "the destination to copy to is not UTF-8")
+
     def test_here_in_the_root(self, run: Runner) -> None:
         run.refused(run("--here", "--", "true", cwd="/"), "--here: the current directory is /")
 
@@ -411,12 +466,13 @@ class TestFromPython:
     @pytest.mark.parametrize(
         ("given", "error", "text"),
         [
-            ({"argv": "ls"}, ConfigError, "argv is a list of strings"),
             ({"argv": []}, InvalidSpec, "spec.run.argv must be non-empty"),
             ({"argv": ["a\0b"]}, InvalidSpec, "NUL byte"),
             ({"argv": ["\udcff"]}, ConfigError, "not UTF-8"),
-            ({"argv": ["true"], "timeout": 0}, ConfigError, "time-out"),
-            ({"argv": ["true"], "memory": 0}, InvalidSpec, "memoryMaxBytes"),
+            ({"argv": ["true"], "timeout": 0}, ConfigError, "timeout is above 0"),
+            ({"argv": ["true"], "memory": 0}, ConfigError, "memory is above 0"),
+            ({"argv": ["true"], "out": {"a": "/dev/stdout"}}, ConfigError, "^out: cannot copy to /dev/stdout: it stands for an open file"),
+            ({"argv": ["true"], "out": {"a": NO_UTF8}}, ConfigError, "the destination to copy to is not UTF-8"),
             ({"argv": ["true"], "secrets": ["NOT_SET"]}, ConfigError, "NOT_SET is not set"),
             ({"argv": ["true"], "secrets": {"LD_PRELOAD": "x"}}, Unenforceable, "LD_PRELOAD"),
             ({"argv": ["true"], "allow": ["example.com"]}, Unenforceable, "egress is not built yet"),
@@ -426,6 +482,32 @@ class TestFromPython:
         with pytest.raises(error, match=text):
             cellos.run(**given)
         assert not state.exists() or list((state / "evidence").iterdir()) == []
+
+    @pytest.mark.parametrize("given", [{"argv": "ls"}, {"argv": ["true"], "out": "result"}])
+    def test_a_wrong_type_is_a_type_error(self, given: dict[str, Any], state: Path) -> None:
+        with pytest.raises(TypeError, match=r"^(argv|out) must be .*a sequence of str or os\.PathLike, not str"):
+            cellos.run(**given)
+        assert not state.exists()
+
+    def test_paths_are_taken_as_such(self, tmp_path: Path) -> None:
+        (tmp_path / "lib").mkdir()
+        (tmp_path / "lib/data").write_text("lib")
+        argv: list[str | Path] = ["cp", tmp_path / "lib/data", "copied"]
+        result = cellos.run(argv, read_only=[tmp_path / "lib"], out={PurePath("copied"): tmp_path / "out"})
+        assert (result.exit_code, (tmp_path / "out").read_text()) == (0, "lib")
+
+    def test_a_current_directory_that_is_gone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Path) -> None:
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        for given in ({"here": True}, {"out": ["a"]}):
+            with pytest.raises(ConfigError, match="the current directory no longer exists"):
+                cellos.run(["true"], **given)
+
+    def test_a_python_that_does_not_know_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "executable", None)
+        with pytest.raises(HostBackendError, match=r"this Python does not know its own program; set sys\.executable"):
+            cellos.run(["true"])
 
     def test_the_stub_warns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CELLOS_CELL_BACKEND", "stub")

@@ -8,11 +8,10 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cellos.artifacts.files import PlacedFiles
 from cellos.brokers.memory import MemoryBroker
 from cellos.core.deadline import Deadline
 from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell, raw_spec_hash
@@ -21,6 +20,9 @@ from cellos.ports import Isolation, Output, Receipt, Residue
 from cellos.sandbox.launcher import Launcher
 from cellos.supervisor.compose import Finished, Host, Order, execute, open_host
 from cellos.supervisor.config import Config, read_config
+
+if TYPE_CHECKING:
+    from cellos.artifacts.files import PlacedFiles
 
 DEFAULT_TTL_SECONDS = 3600
 """Longest life of a cell for which no time-out was given."""
@@ -75,15 +77,15 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(
-    argv: Sequence[str],
+    argv: Sequence[str | os.PathLike[str]],
     *,
     allow: Sequence[str] = (),
     secrets: Mapping[str, str] | Iterable[str] = (),
     timeout: float | None = None,
     memory: int | None = None,
     here: bool = False,
-    read_only: Sequence[str] = (),
-    out: Mapping[str, str] | Sequence[str] = (),
+    read_only: Sequence[str | os.PathLike[str]] = (),
+    out: Mapping[str | os.PathLike[str], str | os.PathLike[str]] | Sequence[str | os.PathLike[str]] = (),
     stdin: bytes | None = None,
     capture: int | None = DEFAULT_CAPTURE_BYTES,
 ) -> RunResult:
@@ -94,25 +96,28 @@ def run(
     maps files of the work directory to where they are copied, or lists those that go to the current directory. `stdin` is what the command
     reads. `capture` is how many bytes of each output stream are kept; None lets them pass to our own.
 
-    How the command ended, whatever that is, is a result. Raises CellosError where no cell could be made for it. The variables of
-    docs/reference/commands.md apply. May be called from several threads.
+    How the command ended, whatever that is, is a result. Raises CellosError where no cell could be made for it, TypeError for a wrong type.
+    The variables of docs/reference/supervisor.md apply, CELLOS_STATE_DIR (where records are kept) among them. May be called from several
+    threads. All of it is in docs/reference/python.md.
     """
-    if isinstance(argv, str | bytes):
-        raise ConfigError("argv is a list of strings, not a string: there is no shell")
-    values = dict(secrets) if isinstance(secrets, Mapping) else take_secrets(secrets, os.environ)
+    from cellos.client import arguments
+
+    words = arguments.texts("argv", argv, why="there is no shell")
+    values = arguments.secrets(secrets)
+    capture = arguments.capture(capture)
     options = Options(
-        argv=tuple(argv),
-        allow=tuple(allow),
+        argv=words,
+        allow=arguments.texts("allow", allow),
         secrets=tuple(values),
-        timeout_ms=None if timeout is None else _milliseconds(timeout),
-        memory_bytes=memory,
-        here=absolute("") if here else None,
-        read_only=tuple(absolute(path) for path in read_only),
-        out=tuple(out.items() if isinstance(out, Mapping) else ((path, os.path.basename(path)) for path in out)),
-        cell_id=new_cell_id(argv[0] if argv else ""),
+        timeout_ms=arguments.milliseconds(timeout),
+        memory_bytes=arguments.memory(memory),
+        here=absolute("") if arguments.flag("here", here) else None,
+        read_only=tuple(absolute(path) for path in arguments.directories(read_only)),
+        out=arguments.places(out),
+        cell_id=new_cell_id(words[0] if words else ""),
     )
     streams = [Output(capture_bytes=capture) if capture is not None else Output(descriptor=number) for number in (1, 2)]
-    source = None if stdin is None else _readable(stdin)
+    source = None if stdin is None else _readable(arguments.content(stdin))
     try:
         finished = run_options(_shared_host(), options, secrets=values, stdin=source, stdout=streams[0], stderr=streams[1])
     finally:
@@ -139,7 +144,7 @@ def run_options(
         document=parse_execution_cell(raw),
         spec_hash=raw_spec_hash(raw),
         broker=MemoryBroker(secrets),
-        artifacts=PlacedFiles({name: absolute(place) for name, _, place in _artifacts(options)}) if options.out else None,
+        artifacts=_places(options) if options.out else None,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
@@ -244,13 +249,35 @@ def take_secrets(keys: Iterable[str], environment: Mapping[str, str]) -> dict[st
 
 
 def _artifacts(options: Options) -> list[tuple[str, str, str]]:
-    """(artifact name, path in the cell, destination). A name has fewer characters than a path, and occurs once."""
+    """(artifact name, path in the cell, destination). A name has fewer characters than a path, and occurs once. Raises ConfigError."""
     found = []
     for position, (path, place) in enumerate(options.out):
         _check_text(path, "the file to copy out")
-        base = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in os.path.basename(path))
+        if "\0" in path + place:
+            raise ConfigError(f"out: a path with a NUL byte names no file: {path!r}, {place!r}")
+        parts = path.removeprefix("/work/").split("/")
+        if parts[0] == "" or ".." in parts:
+            raise ConfigError(f"out: {path!r} lies outside the work directory: name a file below /work, without '..'")
+        name = os.path.basename(path)
+        if name in ("", "."):
+            raise ConfigError(f"out: {path} is a directory: name a file, several may be given")
+        if os.path.basename(place) in ("", ".", ".."):
+            raise ConfigError(f"out: cannot copy to {place!r}, a directory: name the file, too, as {os.path.join(place, name)}")
+        base = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)
         found.append((f"out{position}-{base}".replace("..", "--")[:128], path, place))
     return found
+
+
+def _places(options: Options) -> "PlacedFiles":
+    """What copies the files to where they go, after a look at whether it can. Raises ConfigError."""
+    from cellos.artifacts.files import PlacedFiles
+
+    places = {name: absolute(place) for name, _, place in _artifacts(options)}
+    for place in places.values():
+        _check_text(place, "the destination to copy to")
+    placed = PlacedFiles(places)
+    placed.check()
+    return placed
 
 
 def _egress_rule(destination: str) -> dict[str, Any]:
@@ -271,12 +298,6 @@ def _check_text(text: str, what: str) -> None:
         if shown.encode() == raw:
             raise ConfigError(f"{what} is no text in this locale: {shown}; set LC_ALL=C.UTF-8") from error
         raise ConfigError(f"{what} is not UTF-8, and a document is: {shown}") from error
-
-
-def _milliseconds(seconds: float) -> int:
-    if not 0 < seconds < 10**9:
-        raise ConfigError(f"the time-out is above 0 and below 10^9 seconds, not {seconds}")
-    return max(1, round(seconds * 1000))
 
 
 def _readable(content: bytes) -> int:
@@ -306,6 +327,10 @@ def _shared_host() -> Host:
     import atexit
 
     config = read_config(os.environ)
+    if not sys.executable:
+        raise HostBackendError(
+            "cannot start the launcher: this Python does not know its own program; set sys.executable to a python3 of the same version"
+        )
     with _shared.lock:
         if _shared.launcher is None:
             try:

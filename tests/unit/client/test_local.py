@@ -67,7 +67,12 @@ def test_the_largest_document() -> None:
     argv=st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1), min_size=1, max_size=4),
     timeout_ms=st.none() | st.integers(1, 10**9),
     memory=st.none() | st.integers(1, 2**63 - 1),
-    out=st.lists(st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=300), max_size=3),
+    out=st.lists(
+        st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=300).filter(
+            lambda path: path not in (".", "..")
+        ),
+        max_size=3,
+    ),
 )
 def test_what_is_built_is_a_document(argv: list[str], timeout_ms: int | None, memory: int | None, out: list[str]) -> None:
     built = Options(
@@ -109,6 +114,26 @@ def test_what_is_no_destination(allow: str) -> None:
 def test_what_no_document_can_say(members: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"is not UTF-8, and a document is: .*\\xff$"):
         build_document(Options(**{"argv": ("true",), "cell_id": "c", **members}))
+
+
+@pytest.mark.parametrize(
+    ("path", "place", "text"),
+    [
+        ("../a", "a", "out: '../a' lies outside the work directory: name a file below /work, without '..'"),
+        ("d/../a", "a", "out: 'd/../a' lies outside"),
+        ("/etc/passwd", "a", "out: '/etc/passwd' lies outside"),
+        ("/work", "a", "out: '/work' lies outside"),
+        ("", "a", "out: '' lies outside"),
+        ("d/", "a", "out: d/ is a directory: name a file, several may be given"),
+        ("d/.", "a", "out: d/. is a directory"),
+        ("d/a", "new/", "out: cannot copy to 'new/', a directory: name the file, too, as new/a"),
+        ("a", "..", "out: cannot copy to '..', a directory: name the file, too, as ../a"),
+        ("a", "b\0", "out: a path with a NUL byte names no file: 'a', 'b\\x00'"),
+    ],
+)
+def test_what_cannot_be_copied_out(path: str, place: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(text)}"):
+        build_document(options(out=((path, place),)))
 
 
 def test_the_root_cannot_be_here() -> None:
