@@ -22,6 +22,7 @@ to its children. Cells lie one level deeper than they must: systemd takes contro
 as delegated, at its next daemon-reload, and limits with them. It cannot where those hand them on to children of their own."""
 _V1_MOUNT_NAMES = {MEMORY: "memory", PIDS: "pids", CPU: "cpu"}
 DEFAULT_PERIOD_MICROS = 100_000
+_MOST_ROUNDS = 32
 
 
 class Limits:
@@ -214,6 +215,13 @@ class Group:
         controller, name = names[self.hierarchy.version]
         return os.path.exists(f"{self.directories.get(controller, '')}/{name}")
 
+    def kill(self) -> None:
+        """End every process in it, process 1 of the cell among them; what could not be ended shows when the group is removed."""
+        try:
+            kill_all(next(iter(self.directories.values())))  # on version 1 all have the same members
+        except OSError:
+            return
+
     def out_of_memory_kills(self) -> int:
         """How many processes of the group the kernel killed for want of memory; 0 where it does not say."""
         path = {1: "memory.oom_control", 2: "memory.events"}[self.hierarchy.version]
@@ -225,14 +233,17 @@ class Group:
 
 
 def kill_all(directory: str) -> None:
-    """SIGKILL to every process in the group and below."""
+    """SIGKILL to every process in the group and below, and to what they still start meanwhile."""
     if os.path.exists(f"{directory}/cgroup.kill"):
         _write(f"{directory}/cgroup.kill", "1")
         return
-    for path, _, _ in os.walk(directory):
-        for pid in _read(f"{path}/cgroup.procs").split():
-            if pid == "0":
-                continue  # a process of another process namespace; 0 would be our own process group
+    known = {"0"}  # a process of another process namespace; to kill it would be to kill our own process group
+    for _ in range(_MOST_ROUNDS):
+        found = {pid for path, _, _ in os.walk(directory) for pid in _read(f"{path}/cgroup.procs").split()} - known
+        if not found:
+            return
+        known |= found
+        for pid in found:
             try:
                 os.kill(int(pid), 9)
             except (ProcessLookupError, PermissionError):

@@ -6,6 +6,7 @@ that a failure can be named.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -27,6 +28,8 @@ BUILDING_PLACE = "/sys"
 
 _SEALED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _SCRATCH = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+_DEVICE = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+"""Read-only is the node, a file of the host with its times; the device behind it can be written to all the same. Not nodev, of course."""
 
 DIRECTORIES = (
     "usr", "etc", "dev", "dev/shm", "proc", "sys", "sys/devices", "sys/devices/system", "sys/devices/system/cpu", "work", "tmp", "var",
@@ -51,7 +54,8 @@ CPU_LIST = "sys/devices/system/cpu/online"
 
 # The masked and read-only paths of the OCI runtime defaults, and the host's boot line and symbols.
 PROC_MASKED_FILES = (
-    "kcore", "keys", "key-users", "latency_stats", "timer_list", "timer_stats", "sched_debug", "kmsg", "kallsyms", "cmdline", "interrupts",
+    "kcore", "keys", "key-users", "latency_stats", "timer_list", "timer_stats", "sched_debug", "kmsg", "kallsyms", "cmdline", "bootconfig",
+    "interrupts",
 )  # fmt: skip
 PROC_MASKED_DIRECTORIES = ("asound", "acpi", "scsi")
 PROC_READ_ONLY = ("bus", "fs", "irq", "sys", "sysrq-trigger")
@@ -81,7 +85,7 @@ def build(step: Step) -> int:
     step("make /dev")
     for name in DEVICES:
         _touch("dev/" + name)
-        syscalls.bind("/dev/" + name, "dev/" + name, 0)  # nodev would make the node useless
+        syscalls.bind("/dev/" + name, "dev/" + name, _DEVICE)
     for name, target in DEVICE_LINKS.items():
         os.symlink(target, "dev/" + name)
     _mount_proc(step)
@@ -157,8 +161,8 @@ def _read(path: str) -> bytes | None:
 
 def _mount_proc(step: Step) -> None:
     step("mount /proc")
-    syscalls.attach_mount(proc := syscalls.new_mount("proc", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC), "proc")
-    os.close(proc)
+    # Who may not be traced is not listed: process 1, whose command line tells of the host.
+    _attach(syscalls.new_mount("proc", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC, hidepid="invisible"), "proc")
     step("mask parts of /proc")
     for name in PROC_READ_ONLY:
         path = "proc/" + name
@@ -167,7 +171,7 @@ def _mount_proc(step: Step) -> None:
     for name in PROC_MASKED_FILES:
         path = "proc/" + name
         if os.path.exists(path):
-            syscalls.bind("dev/null", path, 0)
+            syscalls.bind("dev/null", path, 0)  # read-only as that is
     for name in PROC_MASKED_DIRECTORIES:
         path = "proc/" + name
         if os.path.isdir(path):
@@ -177,10 +181,17 @@ def _mount_proc(step: Step) -> None:
 def _make_mount_point(tree: int, target: str) -> None:
     """Below /usr the place must exist already; elsewhere it is made, as the kind of thing that will be mounted."""
     place = target[1:]
+    if os.path.islink(place):
+        raise OSError(errno.ELOOP, "this place is a symbolic link in the cell: name the place that it leads to")
     if os.path.exists(place):
         return
-    os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
-    if stat.S_ISDIR(os.fstat(tree).st_mode):
-        os.mkdir(place)
-    else:
-        _touch(place)
+    try:
+        os.makedirs(os.path.dirname(place) or ".", exist_ok=True)
+        if stat.S_ISDIR(os.fstat(tree).st_mode):
+            os.mkdir(place)
+        else:
+            _touch(place)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise OSError(errno.EROFS, "there is no such place, and none can be made: what it would lie in is read-only") from None

@@ -1,7 +1,8 @@
 """The system call filter of a cell: an allow list, assembled into classic BPF (seccomp(2), linux/seccomp.h).
 
 A call that is not listed answers ENOSYS, as on an older kernel, so that programs fall back. A deny list would not do: io_uring performs
-most calls without entering them. Calls that open new namespaces answer EPERM; a foreign architecture (32-bit calls) kills the process.
+most calls without entering them. Calls that open new namespaces answer EPERM, and so do those that slow down or limit process 1 of the
+cell, which has the command's user id; a foreign architecture (32-bit calls) kills the process.
 """
 
 import ctypes
@@ -31,10 +32,9 @@ ALLOWED = {
         getpgrp=111 getpgid=121 setpgid=109 getsid=124 setsid=112 set_tid_address=218 set_robust_list=273 get_robust_list=274
         rseq=334 arch_prctl=158 prctl=157 seccomp=317 landlock_create_ruleset=444 landlock_add_rule=445 landlock_restrict_self=446
         kill=62 tkill=200 tgkill=234 pidfd_open=434 pidfd_send_signal=424
-        getrlimit=97 setrlimit=160 prlimit64=302 getrusage=98 times=100 getpriority=140 setpriority=141 ioprio_get=252
-        ioprio_set=251 sched_yield=24 sched_setparam=142 sched_getparam=143 sched_setscheduler=144 sched_getscheduler=145
-        sched_get_priority_max=146 sched_get_priority_min=147 sched_rr_get_interval=148 sched_setaffinity=203
-        sched_getaffinity=204 sched_setattr=314 sched_getattr=315 getcpu=309
+        getrlimit=97 setrlimit=160 getrusage=98 times=100 getpriority=140 ioprio_get=252 sched_yield=24 sched_getparam=143
+        sched_getscheduler=145 sched_get_priority_max=146 sched_get_priority_min=147 sched_rr_get_interval=148
+        sched_getaffinity=204 sched_getattr=315 getcpu=309
     """,
     "identity": """
         getuid=102 geteuid=107 getgid=104 getegid=108 getresuid=118 getresgid=120 getgroups=115 setuid=105 setgid=106 setreuid=113
@@ -67,15 +67,22 @@ ALLOWED = {
 userfaultfd, perf_event_open, keyctl and friends, ptrace, process_vm_*, the mount API, module and kexec calls, clone3 (its flags lie in
 memory, where a filter cannot look), open_by_handle_at, pidfd_getfd."""
 
-CHECKED = {"socket": 41, "socketpair": 53, "clone": 56, "ioctl": 16}
+CHECKED = {"socket": 41, "socketpair": 53, "clone": 56, "ioctl": 16, "setpriority": 141, "ioprio_set": 251}
+OF_OTHERS = {
+    "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203, "sched_setattr": 314, "prlimit64": 302,
+}  # fmt: skip
+"""Their first argument is a process: any but process 1."""
 REFUSED = {"unshare": 272, "setns": 308}
 
 AUDIT_ARCH_X86_64 = 0xC000_003E
 _KILL, _ALLOW = 0x8000_0000, 0x7FFF_0000
-_ENOSYS, _EPERM, _EAFNOSUPPORT = 0x0005_0026, 0x0005_0001, 0x0005_0061
+_ENOSYS, _EPERM, _EPROTONOSUPPORT, _EAFNOSUPPORT = 0x0005_0026, 0x0005_0001, 0x0005_005D, 0x0005_0061
 _CLONE_NEW = 0x7E02_0000  # every CLONE_NEW* flag of clone(2)
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
-_SOCK_TYPE_MASK, _SOCK_RAW, _SOCK_PACKET, _NETLINK_ROUTE = 0xF, 3, 10, 0
+_SOCK_TYPE_MASK, _SOCK_STREAM, _SOCK_DGRAM, _SOCK_RAW, _SOCK_PACKET, _NETLINK_ROUTE = 0xF, 1, 2, 3, 10, 0
+_IPPROTO_TCP, _IPPROTO_UDP = 6, 17  # for any other, and other types, the kernel loads a module, if the host has one
+_PRIO_USER, _IOPRIO_WHO_USER = 2, 3  # all processes of a user: process 1 is one of them
+_PROCESS_1 = 1  # also the number of its process group and session, which nobody else can join: the command has a session of its own
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C  # put bytes into the terminal's input: an escape to whoever owns it
 
 _OPCODES = {"load": 0x20, "equal": 0x15, "greater": 0x25, "at_least": 0x35, "any_bit": 0x45, "mask": 0x54, "return": 0x06}
@@ -107,6 +114,8 @@ def program() -> bytes:
         ]
     for name, number in CHECKED.items():
         code.append(("equal", number, name, ""))
+    for number in OF_OTHERS.values():
+        code.append(("equal", number, "of others", ""))
     for number in REFUSED.values():
         code.append(("equal", number, "eperm", ""))
     code += [
@@ -123,7 +132,14 @@ def program() -> bytes:
         ("load", _argument(1), "", ""),
         ("mask", _SOCK_TYPE_MASK, "", ""),
         ("equal", _SOCK_PACKET, "eperm", ""),  # with AF_INET another name of AF_PACKET (packet(7))
-        ("equal", _SOCK_RAW, "eperm", "allow"),
+        ("equal", _SOCK_RAW, "eperm", ""),
+        ("equal", _SOCK_STREAM, "common", ""),
+        ("equal", _SOCK_DGRAM, "", "protocol"),
+        "common",
+        ("load", _argument(2), "", ""),
+        ("equal", 0, "allow", ""),
+        ("equal", _IPPROTO_TCP, "allow", ""),
+        ("equal", _IPPROTO_UDP, "allow", "protocol"),
         "socketpair",
         ("load", _argument(0), "", ""),
         ("equal", _AF_UNIX, "allow", "family"),
@@ -134,10 +150,24 @@ def program() -> bytes:
         ("load", _argument(1), "", ""),
         ("equal", _TIOCSTI, "eperm", ""),
         ("equal", _TIOCLINUX, "eperm", "allow"),
+        "of others",
+        ("load", _argument(0), "", ""),
+        ("equal", _PROCESS_1, "eperm", "allow"),
+        "setpriority",
+        ("load", _argument(0), "", ""),
+        ("equal", _PRIO_USER, "eperm", "whose"),
+        "ioprio_set",
+        ("load", _argument(0), "", ""),
+        ("equal", _IOPRIO_WHO_USER, "eperm", "whose"),
+        "whose",
+        ("load", _argument(1), "", ""),
+        ("equal", _PROCESS_1, "eperm", "allow"),
         "eperm",
         ("return", _EPERM, "", ""),
         "family",
         ("return", _EAFNOSUPPORT, "", ""),
+        "protocol",
+        ("return", _EPROTONOSUPPORT, "", ""),
         "allow",
         ("return", _ALLOW, "", ""),
         "kill",

@@ -311,6 +311,8 @@ class Workshop:
         """A cell that was handed over has lost its supervisor, and so its life: remove its groups and its id."""
         deadline = deadline or time.monotonic() + _TEARDOWN_SECONDS
         group, number = self._group(serial), self._handed_over[serial]
+        if group:
+            group.kill()
         for directory in group.directories.values() if group else ():
             cgroups.remove(directory, deadline=deadline)
         if number is not None and self._host_ids:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -442,6 +443,40 @@ def test_kills_every_process_of_the_group_and_below(tmp_path: Path) -> None:
     (tmp_path / "a" / "b" / "cgroup.procs").write_text(f"{children[2].pid}\n")
     cgroups.kill_all(str(tmp_path))
     assert [child.wait(60) for child in children] == [-signal.SIGKILL] * 3
+
+
+def test_kills_what_was_started_while_it_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+
+    def kill(pid: int, number: int) -> None:
+        killed.append(pid)
+        if len(killed) < 3:  # it forked just before the signal came
+            (tmp_path / "cgroup.procs").write_text("".join(f"{member}\n" for member in [*killed, pid + 1]))
+
+    monkeypatch.setattr(os, "kill", kill)
+    (tmp_path / "cgroup.procs").write_text("4000001\n")
+    cgroups.kill_all(str(tmp_path))
+    assert killed == [4000001, 4000002, 4000003]
+
+
+def test_a_group_that_grows_without_end_does_not_hold_us_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    procs = tmp_path / "cgroup.procs"
+    monkeypatch.setattr(os, "kill", lambda pid, _: procs.write_text(f"{pid + 1}\n"))
+    procs.write_text("4000001\n")
+    cgroups.kill_all(str(tmp_path))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_group_is_killed_whole(tmp_path: Path, version: int) -> None:
+    group = created(tmp_path, version)
+    with subprocess.Popen(["sleep", "1000"]) as child:
+        for directory in group.directories.values():
+            Path(directory, "cgroup.procs").write_text(f"{child.pid}\n")
+        group.kill()
+        assert child.wait(60) == -signal.SIGKILL
+    for directory in group.directories.values():
+        shutil.rmtree(directory)
+    group.kill()  # nothing is there any more
 
 
 def test_a_process_of_another_namespace_does_not_make_us_kill_ourselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

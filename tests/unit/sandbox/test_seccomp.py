@@ -30,6 +30,10 @@ Verdict = tuple[str, int]
 
 PROGRAM = seccomp.program()
 SOCKET, SOCKETPAIR, CLONE, IOCTL, UNSHARE, SETNS = 41, 53, 56, 16, 272, 308
+SETPRIORITY, IOPRIO_SET = 141, 251
+OF_A_PROCESS = (142, 144, 203, 302, 314)
+"""sched_setparam, sched_setscheduler, sched_setaffinity, prlimit64, sched_setattr"""
+CHECKED = (SOCKET, SOCKETPAIR, CLONE, IOCTL, SETPRIORITY, IOPRIO_SET, *OF_A_PROCESS)
 
 
 def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
@@ -73,7 +77,9 @@ def decode(answer: int) -> Verdict:
 
 # -- the policy, said once more and independently ---------------------------------------------------------------------------------------
 
-ENOSYS, EPERM, EAFNOSUPPORT = (("errno", number) for number in (errno.ENOSYS, errno.EPERM, errno.EAFNOSUPPORT))
+ENOSYS, EPERM, EPROTONOSUPPORT, EAFNOSUPPORT = (
+    ("errno", number) for number in (errno.ENOSYS, errno.EPERM, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+)
 PASS = ("allow", 0)
 
 
@@ -88,7 +94,10 @@ def policy(number: int, args: tuple[int, ...] = (), arch: int = X86_64) -> Verdi
         if first == 1 or (first == 16 and third == 0):  # AF_UNIX; AF_NETLINK for NETLINK_ROUTE
             return PASS
         if first in (2, 10):  # AF_INET, AF_INET6: not SOCK_RAW, not SOCK_PACKET
-            return EPERM if second & 0xF in (3, 10) else PASS
+            if second & 0xF in (3, 10):
+                return EPERM
+            # SOCK_STREAM and SOCK_DGRAM, with what fits, TCP or UDP
+            return PASS if second & 0xF in (1, 2) and third in (0, 6, 17) else EPROTONOSUPPORT
         return EAFNOSUPPORT
     if number == SOCKETPAIR:
         return PASS if first == 1 else EAFNOSUPPORT
@@ -97,6 +106,10 @@ def policy(number: int, args: tuple[int, ...] = (), arch: int = X86_64) -> Verdi
         return EPERM if first & new else PASS
     if number == IOCTL:
         return EPERM if second in (0x5412, 0x541C) else PASS  # TIOCSTI, TIOCLINUX
+    if number in OF_A_PROCESS:
+        return EPERM if first == 1 else PASS
+    if number in (SETPRIORITY, IOPRIO_SET):  # one process, a group of them, all of a user: 0, 1, 2 and 1, 2, 3
+        return EPERM if second == 1 or first == {SETPRIORITY: 2, IOPRIO_SET: 3}[number] else PASS
     if number in (UNSHARE, SETNS):
         return EPERM
     return ENOSYS
@@ -107,6 +120,8 @@ INTERESTING = (
     1,
     2,
     3,
+    5,
+    6,
     10,
     16,
     17,
@@ -126,7 +141,7 @@ INTERESTING = (
 @pytest.mark.parametrize("arch", [X86_64, I386, AARCH64], ids=["x86_64", "i386", "aarch64"])
 def test_every_number_has_the_verdict_of_the_policy(arch: int) -> None:
     for number in range(501):
-        for args in ((), (2, 1), (16, 3, 0), (0x1000_0000, 0x5412)):
+        for args in ((), (1,), (2, 1), (3, 0), (16, 3, 0), (0x1000_0000, 0x5412)):
             assert execute(PROGRAM, number, args, arch) == policy(number, args, arch), number
 
 
@@ -134,20 +149,22 @@ def test_x32_calls_are_unknown_calls() -> None:
     assert {execute(PROGRAM, X32_BIT | number) for number in range(501)} == {ENOSYS}
 
 
-@pytest.mark.parametrize("number", [SOCKET, SOCKETPAIR, CLONE, IOCTL, UNSHARE, SETNS])
+@pytest.mark.parametrize("number", [*CHECKED, UNSHARE, SETNS])
 def test_checked_calls_over_all_combinations_of_telling_arguments(number: int) -> None:
     for first in INTERESTING:
         for second in INTERESTING:
-            for third in (0, 1, 15, 1 << 32):
+            for third in (0, 1, 6, 15, 17, 58, 132, 262, 1 << 32, 132 | 1 << 32, 6 | 1 << 32):
                 assert execute(PROGRAM, number, (first, second, third)) == policy(number, (first, second, third)), (first, second, third)
 
 
 WORDS = st.integers(0, (1 << 64) - 1) | st.sampled_from(INTERESTING)
 
 
-@given(number=st.sampled_from([SOCKET, SOCKETPAIR, CLONE, IOCTL]), args=st.tuples(WORDS, WORDS, WORDS))
+@given(number=st.sampled_from(CHECKED), args=st.tuples(WORDS, WORDS, WORDS))
 @example(number=SOCKET, args=((1 << 32) | 17, 3, 0))
 @example(number=IOCTL, args=(0, (1 << 63) | 0x5412, 0))
+@example(number=SETPRIORITY, args=((1 << 32) | 2, 7, 0))
+@example(number=144, args=((1 << 32) | 1, 0, 0))
 def test_arguments_have_the_verdict_of_the_policy(number: int, args: tuple[int, int, int]) -> None:
     assert execute(PROGRAM, number, args) == policy(number, args)
 
@@ -202,7 +219,7 @@ def test_what_must_never_be_allowed(item: str) -> None:
 
 def test_no_call_is_listed_twice() -> None:
     listed = [*(item for text in seccomp.ALLOWED.values() for item in text.split())]
-    listed += [f"{name}={number}" for table in (seccomp.CHECKED, seccomp.REFUSED) for name, number in table.items()]
+    listed += [f"{name}={number}" for table in (seccomp.CHECKED, seccomp.OF_OTHERS, seccomp.REFUSED) for name, number in table.items()]
     names, numbers = zip(*(item.split("=") for item in listed), strict=True)
     assert len(set(names)) == len(names)
     assert len(set(numbers)) == len(numbers)
@@ -216,7 +233,7 @@ def header_numbers() -> dict[str, int]:
 
 def test_every_name_has_the_number_of_the_kernel_headers() -> None:
     header = header_numbers()
-    known = {**seccomp.allowed_numbers(), **seccomp.CHECKED, **seccomp.REFUSED}
+    known = {**seccomp.allowed_numbers(), **seccomp.CHECKED, **seccomp.OF_OTHERS, **seccomp.REFUSED}
     known |= {name: int(number) for name, number in (item.split("=") for item in NEVER.split())}
     newest = max(header.values())
     wrong = {name: (number, header.get(name)) for name, number in known.items() if header.get(name) != number and number <= newest}
@@ -290,7 +307,8 @@ print(json.dumps(answers))
 def test_the_kernel_reads_it_the_same_way() -> None:
     calls: list[tuple[int, ...]] = [(number, -1, -1, -1, -1, -1, -1) for number in (165, 425, 250, 101, 321, 435)]
     calls += [(SOCKET, 40, 1, 0), (SOCKET, 2, 3, 1), (SOCKET, 16, 3, 9), (UNSHARE, 0x1000_0000), (SETNS, 0, 0), (IOCTL, 0, 0x5412, 0)]
-    calls += [(X32_BIT | 39,), (39,), (SOCKET, 1, 1, 0)]
+    calls += [(X32_BIT | 39,), (39,), (SOCKET, 1, 1, 0), (SOCKET, 2, 1, 132), (SOCKET, 2, 1, 6)]
+    calls += [(302, 1, 7, 0, 0), (203, 1, 0, 0), (SETPRIORITY, 0, 1, 19), (SETPRIORITY, 2, 0, 19), (IOPRIO_SET, 1, 1, 0)]
     done = subprocess.run([sys.executable, "-c", TRY, json.dumps(calls)], capture_output=True, text=True, timeout=60, check=True)
     expected = [policy(number, args) if number < X32_BIT else ENOSYS for number, *rest in calls for args in [tuple(rest)]]
     assert json.loads(done.stdout) == [number for _, number in expected]

@@ -378,8 +378,8 @@ def _network(document: ExecutionCell) -> Faults:
 
 # The cell's own kernel interfaces and its built configuration: nothing of the host may lie there.
 _OWN_TREES = ("/proc", "/dev", "/sys", "/etc", "/run/cellos")
-# These are the cell's own directories; what lies beneath them may be mounted over.
-_OWN_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/work", "/tmp", "/run")
+# These are the cell's own directories, or links to them; what lies beneath them may be mounted over.
+_OWN_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32", "/work", "/tmp", "/var/tmp", "/run")
 
 
 # PATH_MAX of Linux counts the final NUL.

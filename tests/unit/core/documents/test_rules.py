@@ -346,8 +346,11 @@ BROKEN: list[tuple[int | str, dict[str, Any], str, str]] = [
             "/sbin",
             "/lib",
             "/lib64",
+            "/lib32",
+            "/libx32",
             "/work",
             "/tmp",
+            "/var/tmp",
         )
     ),
     (
