@@ -170,13 +170,16 @@ class LinuxCell:
 
     def kill(self) -> None:
         self._hear_of_the_start()
-        if self.cloned:
-            try:
-                _signal.pidfd_send_signal(self.cloned.pidfd, _signal.SIGKILL)
-            except ProcessLookupError:
-                return
-            except OSError:
-                self._close_control()  # its end is also the end of init
+        if self.cloned is None or _wait_for_end(self.pidfd, 0):
+            return
+        try:
+            _signal.pidfd_send_signal(self.pidfd, _signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        except OSError:
+            self._close_control()  # its end is also the end of init
+        if self.group:
+            self.group.kill()  # init's end is the end of all others, but they may keep the processor from it
 
     def _hear_of_the_start(self) -> None:
         """A command that is killed right after its start did start: give init the moment that it needs to say so."""

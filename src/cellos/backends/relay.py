@@ -284,7 +284,7 @@ class Relay:
                     self._abandon()
                     return ended
                 if killed:
-                    return "lost"
+                    return ended
                 asking = not stopping and not at_once and command.grace_seconds > 0
                 if not stopping:
                     ended = "interrupted" if interrupted else "deadline"

@@ -33,6 +33,7 @@ from cellos.supervisor.report import Reporting
 TERMINATED = "supervisor_terminated"
 """Reason of a run that was asked to stop."""
 LOST = "the cell's init process ended unexpectedly"
+LOST_COMMAND = f"{LOST} after the command had started"
 NO_LEASES = "runtimeLeasedBroker is not supported by this secret broker"
 
 
@@ -180,6 +181,8 @@ class _Notes:
     def __init__(self) -> None:
         self.reason: str | None = None
         self.started_id: str | None = None
+        self.spawned = False
+        """Whether the command was started."""
         self.command: CommandResult | None = None
         self.exit_code: int | None = None
         """As events tell it: -1 where a command has none, None where none came to its end."""
@@ -310,7 +313,12 @@ def _run_command(cell: LiveCell, spec: CellSpec, run: Run, secrets: Mapping[str,
             on_output=recorder.write if recorder else None,
         )
         spawned = events.process_spawned(deps.run, program=run.argv[0], argc=len(run.argv))
-        result = notes.command = cell.run(command, on_started=lambda: _discard(deps.events.emit(spawned)))
+
+        def on_started() -> None:
+            notes.spawned = True
+            deps.events.emit(spawned)
+
+        result = notes.command = cell.run(command, on_started=on_started)
     finally:
         if session is not None:
             session.close()
@@ -349,7 +357,7 @@ def _complete(result: CommandResult, spec: CellSpec, run: Run, limit: Deadline, 
     """Report how the command ended. That comes before a failure to report it."""
     if result.ended == "deadline":
         notes.timed_out = limit
-    spawn_error = _spawn_error(result, limit)
+    spawn_error = LOST_COMMAND if result.ended == "lost" and notes.spawned else _spawn_error(result, limit)
     completed = events.command_completed(
         deps.run,
         argv=run.argv,
@@ -389,6 +397,8 @@ def _judge(result: CommandResult, spawn_error: str | None, deps: Deps, notes: _N
     if result.ended == "interrupted":
         notes.interrupted = True
         notes.fail(deps.stop_reason() or TERMINATED)
+    elif spawn_error == LOST_COMMAND:
+        notes.fail(LOST_COMMAND)
     elif spawn_error is not None:
         notes.fail(f"command spawn: {spawn_error}")
     elif result.exit_code != 0:
@@ -468,7 +478,3 @@ def _isolation_members(isolation: Isolation) -> dict[str, object]:
         "limits": dict(isolation.limits),
         "unbounded": list(isolation.unbounded),
     }
-
-
-def _discard(event_id: str) -> None:
-    """`on_started` answers nothing."""

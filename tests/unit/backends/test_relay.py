@@ -535,13 +535,13 @@ def test_a_deadline_during_the_grace_of_an_interrupt_changes_nothing(process: Fa
     assert [what for what, _ in process.asked] == ["terminate", "kill"]
 
 
-def test_a_tree_that_cannot_be_killed_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_cannot_be_killed_was_ended_by_the_deadline_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cellos.backends.relay._KILL_SECONDS", 0.05)
     process = FakeProcess(ends_on=())
     try:
         with Relay(command(deadline_seconds=0.05)) as relay:
             relay.release_child_ends()
-            assert relay.watch(process, started=time.monotonic(), drain_seconds=None) == "lost"
+            assert relay.watch(process, started=time.monotonic(), drain_seconds=None) == "deadline"
     finally:
         process.close()
     assert [what for what, _ in process.asked] == ["kill"]

@@ -16,13 +16,13 @@ from cellos.core.events import RunIdentity
 from cellos.core.evidence.chain import Chain
 from cellos.core.evidence.verify import verify
 from cellos.errors import ConfigError, EventSinkError, ExportError, HostBackendError, SecretBrokerError
-from cellos.ports import Isolation, Listener, Residue
+from cellos.ports import CommandResult, Isolation, Listener, Residue
 from cellos.supervisor.admission import program_check
 from cellos.supervisor.compose import _open_session
 from cellos.supervisor.emitter import Emitter
 from cellos.supervisor.report import Reporting
 from cellos.supervisor.run import TERMINATED, CellOutcome, Deps, run_cell
-from cellos.testing.backend import UNPRIVILEGED, FakeBackend, Step
+from cellos.testing.backend import UNPRIVILEGED, FakeBackend, FakeCell, Step
 from cellos.testing.sink import RecordingSink
 
 PREFIX = "dev.cellos.events.cell."
@@ -334,6 +334,8 @@ class TestHowCommandsEnd:
             (("exits", "3"), {"exitCode": 3}, "command exited with status 3"),
             (("exits", "255"), {"exitCode": 255}, "command exited with status 255"),
             (("dies", "11"), {"exitCode": -1, "signal": 11}, "command exited with status -1"),
+            (("unread", "0"), {"exitCode": 0, "outputLost": True}, "output was lost: it was not read in time"),
+            (("unread", "3"), {"exitCode": 3, "outputLost": True}, "command exited with status 3"),
             (
                 ("nowhere",),
                 {"exitCode": -1, "spawnError": "No such file or directory (os error 2)"},
@@ -346,21 +348,29 @@ class TestHowCommandsEnd:
             ),
             (
                 ("vanishes",),
-                {"exitCode": -1, "spawnError": "the cell's init process ended unexpectedly"},
-                "command spawn: the cell's init process ended unexpectedly",
+                {"exitCode": -1, "spawnError": "the cell's init process ended unexpectedly after the command had started"},
+                "the cell's init process ended unexpectedly after the command had started",
             ),
         ],
     )
     def test_the_contracts_words(self, bench: Bench, argv: tuple[str, ...], data: dict[str, Any], reason: str) -> None:
         outcome = bench.run(*argv, export=ONE_ARTIFACT)
         completed = bench.sink.data(COMPLETED)
-        assert {name: completed.get(name) for name in ("exitCode", "signal", "spawnError")} == {"signal": None, "spawnError": None, **data}
+        names = ("exitCode", "signal", "spawnError", "outputLost")
+        assert {name: completed[name] for name in names if name in completed} == data
         enforced = bench.sink.data(ENFORCED)
         assert (enforced["commandExitCode"], enforced.get("spawnError")) == (data["exitCode"], data.get("spawnError"))
         assert bench.sink.data(SUMMARY)["commandExitCode"] == data["exitCode"]
         spawned = [] if argv[0] in {"nowhere", "unreadable"} else [SPAWNED]
         assert bench.sink.types == [*DECLARED, *BEGUN, *spawned, ENFORCED, COMPLETED, *END], "a failed command exports nothing"
         bench.ended(outcome, reason)
+
+    def test_init_that_ends_before_it_has_started_the_command(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(FakeCell, "run", lambda *_, on_started: CommandResult(ended="lost"))
+        outcome = bench.run("exits", "0")
+        assert bench.sink.data(COMPLETED)["spawnError"] == "the cell's init process ended unexpectedly"
+        assert SPAWNED not in bench.sink.types
+        bench.ended(outcome, "command spawn: the cell's init process ended unexpectedly")
 
     @pytest.mark.parametrize(
         ("spec_ms", "env_ms", "text"),
