@@ -23,7 +23,7 @@ from cellos.ports import ArtifactStore, CellBackend, EventSink, Listener, Output
 from cellos.supervisor import admission, records, trust
 from cellos.supervisor.config import BACKENDS, SETTINGS_ONLY, Config, Fallback, refuse_fallbacks
 from cellos.supervisor.emitter import Emitter, Signer
-from cellos.supervisor.records import RunRecord
+from cellos.supervisor.records import Ending, RunRecord
 from cellos.supervisor.report import Reporting
 from cellos.supervisor.run import TERMINATED, CellOutcome, Deps, Recorder, Session, Stores, run_cell
 from cellos.supervisor.sinks import Sinks, Unacknowledged, open_sinks
@@ -89,7 +89,7 @@ def open_host(
         reason=lost,
     )
     for swept in records.sweep(state.runs, sweeper):
-        warn(f"run {swept.run_id} (cell {swept.cell_id}) was left unfinished by its supervisor; its record is complete now")
+        warn(swept.text)
     return Host(config=config, state=state, backend=backend, trust=files, signer=signer, warn=warn, notices=list(files.notices))
 
 
@@ -383,9 +383,20 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
             fault = f"{config.jsonl} was removed while the run went on; the next start writes it again"
         if fault is not None:
             outcome = _unrecorded(outcome, fault, host)
+        if not emitter.complete:
+            held.rewrite(msgspec.structs.replace(record, ending=_ending(outcome, emitter)))
         return Finished(outcome=outcome, evidence=None if gone or not spooled else record.spool, unacknowledged=unacknowledged)
     finally:
         held.leave()
+
+
+def _ending(outcome: CellOutcome, emitter: Emitter) -> Ending:
+    """For whoever ends the record in our place: without it, he could only say that we were lost."""
+    reason = outcome.reason and outcome.reason[: records.MOST_REASON]
+    status = outcome.command.exit_code if outcome.command is not None else None
+    if reason is not None and status is not None and not reason.startswith("command "):
+        reason = f"{reason}; the command exited with status {status}"
+    return Ending(outcome=outcome.outcome, reason=emitter.masked(reason))
 
 
 def _unrecorded(outcome: CellOutcome, fault: str, host: Host) -> CellOutcome:

@@ -2,8 +2,9 @@
 
 Before a cell is created, `runs/<key>.json` says what the run is and what the backend will make on this host. The supervisor holds an
 exclusive lock on it as long as it lives; the kernel drops the lock when it dies, however it dies. So a record that can be locked belongs to
-a dead supervisor: `sweep` removes what its cell left, ends its chain with `destroyed` (failed, `supervisor_lost`, forced) and removes the
-record. Two sweeps at once do not disturb each other: one gets the lock, and the other sees that the file is gone.
+a dead supervisor: `sweep` removes what its cell left, ends its chain with `destroyed` and removes the record. That end is failed,
+`supervisor_lost`, forced; or the one that a supervisor noted which could not write it any more. Two sweeps at once do not disturb each
+other: one gets the lock, and the other sees that the file is gone.
 """
 
 import errno
@@ -25,7 +26,16 @@ from cellos.ports import CellBackend, EventSink, Residue
 from cellos.supervisor.emitter import Emitter, Signer
 
 LOST = "supervisor_lost"
+MOST_REASON = 500
+"""Characters of a noted reason: the record is written again in the block that it has, since the disk may be full."""
 SUFFIX, NEW, BROKEN = ".json", ".new", ".broken"
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a run came to its end."""
+
+    outcome: str
+    reason: str | None
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -45,6 +55,8 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Length of the JSONL file when the run began: no event of the run stands before it."""
     redacted_fields: tuple[str, ...] = ()
     """What the run's own supervisor redacted: whoever ends the run does so too."""
+    ending: Ending | None = None
+    """Noted by a supervisor that could not record its run to the end."""
 
 
 class HeldRecord:
@@ -59,6 +71,17 @@ class HeldRecord:
         if self._descriptor >= 0:
             _unlink(self.path)
         self.leave()
+
+    def rewrite(self, record: RunRecord) -> None:
+        """Say more than at first. Where there is no room for it, the record stays as it was."""
+        old, new = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0), msgspec.json.encode(record)
+        try:
+            if os.pwrite(self._descriptor, new, 0) != len(new):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.ftruncate(self._descriptor, len(new))
+        except OSError:
+            os.pwrite(self._descriptor, old, 0)
+            os.ftruncate(self._descriptor, len(old))
 
     def leave(self) -> None:
         """Unlock the record and leave it to the next sweep. Idempotent."""
@@ -89,6 +112,8 @@ class Swept(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     cell_id: str
     residue: tuple[Residue, ...]
+    text: str
+    """For people: what was wrong, and that it is right now."""
 
 
 def hold(directory: str, record: RunRecord) -> HeldRecord:
@@ -182,23 +207,31 @@ def _end_run(path: str, held: HeldRecord, by: Sweeper) -> Swept | None:
     if not os.path.lexists(record.spool):  # made before the cell, removed after the last event: not begun, or wholly told
         held.remove()
         return None
-    _end_evidence(record, residue, by)
+    ended = _end_evidence(record, residue, by)
     held.remove()
-    return Swept(run_id=record.run.run_id, cell_id=record.run.cell_id, residue=residue)
+    run = f"run {record.run.run_id} (cell {record.run.cell_id})"
+    if not ended:
+        text = f"{run} was over, but its events may not all have been sent; {record.jsonl or record.spool} has them now"
+    elif record.ending is not None:
+        text = f"{run} could not be recorded to its end ({record.ending.reason}); its record is complete now"
+    else:
+        text = f"{run} was left unfinished by its supervisor; its record is complete now"
+    return Swept(run_id=record.run.run_id, cell_id=record.run.cell_id, residue=residue, text=text)
 
 
-def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) -> None:
-    """Continue the chain from the spool with `destroyed`, and give the JSONL file all that it lacks."""
+def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) -> bool:
+    """Continue the chain from the spool with `destroyed`, and give the JSONL file all that it lacks. Whether the first was necessary."""
     run = record.run
     last = recover(record.spool).last
     chain = Chain.after(last) if last is not None else Chain.first(run.run_id, run.spec_hash, by.random(NONCE_BYTES).hex())
-    if last is None or parse_event(last).type != events.DESTROYED:
+    endless = last is None or parse_event(last).type != events.DESTROYED
+    if endless:
         signer = signer_after(last, by.signer)
         redacted = by.redacted_fields.union(record.redacted_fields)
         spool = Spool(record.spool, resume=True)
         try:
             emitter = Emitter(chain=chain, spool=spool, redacted_fields=redacted, signer=signer, now_ns=by.now_ns, random=by.random)
-            emitter.emit(_lost(record, residue, by.reason))
+            emitter.emit(_end(record, residue, by.reason))
         finally:
             spool.close()
     if record.jsonl is not None:
@@ -209,6 +242,7 @@ def _end_evidence(record: RunRecord, residue: tuple[Residue, ...], by: Sweeper) 
             sink.close()
     if not record.keep_spool:
         _unlink(record.spool)
+    return endless
 
 
 def signer_after(last: bytes | None, signer: Signer | None) -> Signer | None:
@@ -229,16 +263,17 @@ def signer_after(last: bytes | None, signer: Signer | None) -> Signer | None:
     return signer
 
 
-def _lost(record: RunRecord, residue: tuple[Residue, ...], reason: str) -> Draft:
+def _end(record: RunRecord, residue: tuple[Residue, ...], lost: str) -> Draft:
+    ending = record.ending or Ending(outcome="failed", reason=lost)
     draft = events.destroyed(
         record.run,
         ttl_seconds=record.ttl_seconds,
-        outcome="failed",
-        reason=reason,
+        outcome=ending.outcome,
+        reason=ending.reason,
         residue_class="documented_exception" if residue else "none",
         residue_exception=residue,
     )
-    return Draft(draft.type, {**draft.data, "terminalState": "forced"})
+    return draft if record.ending is not None else Draft(draft.type, {**draft.data, "terminalState": "forced"})
 
 
 def _catch_up(record: RunRecord, path: str, sink: EventSink) -> None:

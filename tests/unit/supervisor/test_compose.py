@@ -23,6 +23,7 @@ from cellos.core.policy import read_authorization_policy, read_policy_pack
 from cellos.errors import ConfigError, EventSinkError, ExportError, HostBackendError, Unenforceable
 from cellos.eventlog import default_server, forward
 from cellos.eventlog.forward import Undelivered
+from cellos.eventlog.spool import Spool
 from cellos.ports import Isolation, Refusal
 from cellos.supervisor import compose, records
 from cellos.supervisor.compose import (
@@ -240,6 +241,25 @@ class TestExecute:
         assert execute(scene.logging(), order()).outcome.outcome == "succeeded"
         assert verify(rotated.read_bytes().splitlines()).verified
         assert scene.files == []
+
+    def test_how_a_run_ended_that_could_not_be_recorded_is_told_by_the_next_start(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        emit, full = Spool.emit, EventSinkError("sink full")
+
+        def fills_up(self: Spool, event_id: str, line: bytes) -> None:
+            if b"command.v1.completed" in line or b"lifecycle.v1.destroyed" in line:
+                raise full
+            emit(self, event_id, line)
+
+        monkeypatch.setattr(Spool, "emit", fills_up)
+        outcome = execute(scene.logging(), order(**running("exits", "7"))).outcome
+        monkeypatch.undo()
+        assert outcome.reason == "command exited with status 7"
+        sweeper = records.Sweeper(backend_of=lambda kind: scene.backend, now_ns=time.time_ns, random=os.urandom, warn=scene.warnings.append)
+        records.sweep(scene.state.runs, sweeper)
+        assert scene.data("destroyed")["reason"] == outcome.reason
+        assert verify(scene.jsonl.read_bytes().splitlines()).verified
 
     def test_redaction_reaches_every_copy(self, scene: Scene) -> None:
         finished = execute(

@@ -27,7 +27,7 @@ from cellos.eventlog.spool import Spool
 from cellos.ports import CellBackend, EventSink, Residue
 from cellos.supervisor import records
 from cellos.supervisor.emitter import Emitter
-from cellos.supervisor.records import RunRecord, Sweeper, hold, sweep
+from cellos.supervisor.records import Ending, RunRecord, Sweeper, hold, sweep
 from cellos.testing.backend import FakeBackend
 
 KEY = "0123456789abcdef"
@@ -53,6 +53,7 @@ class Scene:
         self.jsonl = path / "events.jsonl"
         self.backend = FakeBackend()
         self.warnings: list[str] = []
+        self.texts: list[str] = []
         self._clock = itertools.count(10**18, 10**6)
 
     def record(self, **changes: Any) -> RunRecord:
@@ -92,7 +93,9 @@ class Scene:
             redacted_fields=redacted_fields,
             warn=self.warnings.append,
         )
-        return [swept.run_id for swept in sweep(str(self.runs), by)]
+        done = sweep(str(self.runs), by)
+        self.texts = [swept.text for swept in done]
+        return [swept.run_id for swept in done]
 
     def lines(self, path: Path) -> list[bytes]:
         return path.read_bytes().splitlines()
@@ -168,6 +171,24 @@ class TestHeldRecords:
             hold(str(scene.runs), scene.record())
         assert scene.names == []
 
+    def test_it_can_say_more_later(self, scene: Scene) -> None:
+        record = scene.record()
+        held = hold(str(scene.runs), record)
+        more = msgspec.structs.replace(record, ending=Ending(outcome="failed", reason="x" * 500))
+        for each in (more, record):
+            held.rewrite(each)
+            assert msgspec.json.decode(Path(held.path).read_bytes(), type=RunRecord) == each
+        held.remove()
+
+    def test_where_there_is_no_room_it_stays_as_it_was(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        record = scene.record()
+        held = hold(str(scene.runs), record)
+        real, calls = os.pwrite, itertools.count()
+        monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:-9] if next(calls) == 0 else data, at))
+        held.rewrite(msgspec.structs.replace(record, ending=Ending(outcome="failed", reason="full")))
+        assert msgspec.json.decode(Path(held.path).read_bytes(), type=RunRecord) == record
+        held.remove()
+
 
 class TestSweep:
     def test_nothing_to_do(self, scene: Scene) -> None:
@@ -194,6 +215,26 @@ class TestSweep:
             "tenantId": "acme",
         }
         assert last["data"]["correlation"] == {"platform": "ci", "labels": None}
+
+    def test_one_whose_supervisor_could_not_write_its_end_gets_that_end(self, scene: Scene) -> None:
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record(ending=Ending(outcome="failed", reason="event sink: full; the command exited with status 3")))
+        assert scene.sweep() == ["run-1"]
+        data = json.loads(scene.lines(scene.spool)[-1])["data"]
+        assert (data["outcome"], data["reason"]) == ("failed", "event sink: full; the command exited with status 3")
+        assert "terminalState" not in data
+        [text] = scene.texts
+        assert text.startswith(
+            "run run-1 (cell cell-1) could not be recorded to its end (event sink: full; the command exited with status 3);"
+        )
+
+    def test_it_is_told_which_was_missing(self, scene: Scene) -> None:
+        emitter = scene.emitter()
+        emitter.emit(STARTED)
+        emitter.emit(DESTROYED)
+        scene.die(scene.record(jsonl=str(scene.jsonl)))
+        scene.sweep()
+        assert scene.texts == [f"run run-1 (cell cell-1) was over, but its events may not all have been sent; {scene.jsonl} has them now"]
 
     def test_a_run_without_any_event_too(self, scene: Scene) -> None:
         scene.emitter()
