@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -207,6 +209,8 @@ class TestOptions:
         assert report["runId"] == run.records[0].stem
         assert report["artifacts"] == [{"destination": str(run.place / "f"), "bytesWritten": 2}]
         assert report["isolation"]["backend"] == "linux"
+        page = (Path(__file__).parents[2] / "docs/reference/commands.md").read_text().partition("\n## `cellos events")[0]
+        assert report.keys() - set(re.findall(r"`(\w+)`", page)) == set()
 
     def test_json_of_what_is_no_text(self, run: Runner) -> None:
         report = json.loads(run("--json", "--", "printf", r"\377").stdout)
@@ -263,6 +267,19 @@ class TestOptions:
             check=False,
         )
         assert (done.returncode, done.stdout) == (128 + signal.SIGPIPE, "y\n")
+
+
+@pytest.mark.needs("limit memory")
+def test_the_examples_of_the_help_can_be_typed(run: Runner) -> None:
+    """In the directory of somebody who has a script and a program."""
+    (run.place / "test.py").write_text("")
+    (run.place / "job").write_text("#!/bin/sh\n")
+    (run.place / "job").chmod(0o755)
+    examples = re.findall(r"^ +cellos run (.+?)  ", run.commands.run("cellos", "--help").stdout, re.MULTILINE)
+    assert len(examples) == 3
+    for example in examples:
+        done = run(*shlex.split(example))
+        assert done.returncode == 0, (example, done.stderr)
 
 
 class TestHints:
@@ -530,6 +547,17 @@ class TestFromPython:
         assert verify(record.read_bytes().splitlines()).verified
         assert '"reason":"supervisor_terminated"' in record.read_text()
         assert list((state / "runs").iterdir()) == []
+
+    def test_a_forked_child_has_a_launcher_of_its_own_and_ends_no_other(self) -> None:
+        code = (
+            "import cellos, os, sys\n"
+            "cellos.run(['true'])\n"
+            "if os.fork() == 0: sys.exit(cellos.run(['sh', '-c', 'exit 3']).exit_code)\n"
+            "_, status = os.wait()\n"
+            "print(os.waitstatus_to_exitcode(status), cellos.run(['sh', '-c', 'exit 4']).exit_code)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.stdout, done.stderr) == ("3 4\n", "")
 
     def test_the_names_are_those_that_are_documented(self) -> None:
         assert dir(cellos) == ["RunResult", "__version__", "run"]

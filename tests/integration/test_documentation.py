@@ -6,6 +6,8 @@ order in one directory that holds nothing but the examples. Lines that set the p
 Where the host has no control group for us, the commands run as docs/how-to/migrate.md says: in the profile `portable`. A page that says
 `<!-- while: cellos up -->` has its commands run while there is one, with two slots. What a page leaves running and names in a file `*.pid`
 is killed in the end.
+
+A `python` block that a `text` block follows is a program, and prints that text.
 """
 
 from __future__ import annotations
@@ -90,9 +92,10 @@ def control_plane(page: Path, place: Path, environment: dict[str, str]) -> Itera
             assert process.wait(60) == 0
 
 
-@pytest.mark.parametrize("page", pages())
-def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, doctor: Any) -> None:
-    environment = {
+@pytest.fixture
+def environment(place: Path, doctor: Any) -> dict[str, str]:
+    """What the examples run with."""
+    found = {
         "PATH": f"{place.parent / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "HOME": str(place),
@@ -101,7 +104,12 @@ def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, doctor: Any
         "CELLOS_NODE_SLOTS": "2",
     }
     if not doctor.rows["limit memory"]["ok"]:
-        environment["CELLOS_DEPLOYMENT_PROFILE"] = "portable"
+        found["CELLOS_DEPLOYMENT_PROFILE"] = "portable"
+    return found
+
+
+@pytest.mark.parametrize("page", pages())
+def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, environment: dict[str, str]) -> None:
     with control_plane(page, place, environment):
         try:
             for command, promised in commands(page):
@@ -110,6 +118,25 @@ def test_commands_of_a_page_do_what_it_says(page: Path, place: Path, doctor: Any
             for left in place.glob("*.pid"):
                 with suppress(ProcessLookupError):
                     os.kill(int(left.read_text()), signal.SIGKILL)
+
+
+def programs() -> list[ParameterSet]:
+    """Each Python program of the pages, and what it prints."""
+    found = []
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        blocks = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+        for number, (program, prints) in enumerate(blocks, 1):
+            found.append(pytest.param(program, prints, id=f"{page.relative_to(ROOT)}-{number}"))
+    return found
+
+
+@pytest.mark.linux_backend
+@pytest.mark.parametrize(("program", "prints"), programs())
+def test_programs_of_a_page_print_what_it_says(program: str, prints: str, place: Path, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=place, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, prints, "")
 
 
 def run(command: str, promised: int, place: Path, environment: dict[str, str]) -> None:

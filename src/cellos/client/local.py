@@ -116,7 +116,7 @@ def run(
         out=arguments.places(out),
         cell_id=new_cell_id(words[0] if words else ""),
     )
-    streams = [Output(capture_bytes=capture) if capture is not None else Output(descriptor=number) for number in (1, 2)]
+    streams = [Output(capture_bytes=capture) if capture is not None else Output(descriptor=number, wait=True) for number in (1, 2)]
     source = None if stdin is None else _readable(arguments.content(stdin))
     try:
         finished = run_options(_shared_host(), options, secrets=values, stdin=source, stdout=streams[0], stderr=streams[1])
@@ -339,10 +339,16 @@ def _shared_host() -> Host:
                 raise HostBackendError(
                     f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`"
                 ) from error
-            atexit.register(_shared.launcher.close)
+            atexit.register(_end_launcher)
         if _shared.host is None or _shared.config != config:
             _shared.host, _shared.config = open_host(config, _shared.launcher, _warn), config
         return _shared.host
+
+
+def _end_launcher() -> None:
+    """At the end of this process. A forked child inherits the call, and not the launcher: that is its parent's."""
+    if _shared.launcher is not None:
+        _shared.launcher.close()
 
 
 def _warn(text: str) -> None:
