@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from cellos.artifacts.targets import open_targets
+from cellos.cli.group import VERBS, cellos
+from cellos.cli.up import Files, status
+from cellos.client.address import Address
 from cellos.controller.config import VARIABLES as CONTROLLER_VARIABLES
 from cellos.core import events, observations
 from cellos.core.documents import CellSpec, Identity, parse_execution_cell
@@ -54,7 +58,8 @@ def pins(lock: Path) -> dict[str, str]:
 def reasons(heading: str) -> dict[str, str]:
     """Package to reason, from a table of the dependencies page."""
     section = (ROOT / "docs/reference/dependencies.md").read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| ([a-z0-9._-]+) \| (.+) \|$", section, re.MULTILINE)
+    [table] = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)  # a line between its rows would cut it in two
+    rows = re.findall(r"^\| ([a-z0-9._-]+) \| (.+) \|$", table, re.MULTILINE)
     return {name: reason for name, reason in rows if name != "package"}
 
 
@@ -115,6 +120,39 @@ def test_the_index_names_every_page() -> None:
     assert [str(page.relative_to(ROOT / "docs")) for page in PAGES[1:] if f"({page.relative_to(ROOT / 'docs')})" not in index] == [
         "index.md"
     ]
+
+
+# ---------------------------------------------------------------- commands
+
+
+def of_verb(verb: str) -> str:
+    """What the page of commands says of a verb, in code."""
+    page = (ROOT / "docs/reference/commands.md").read_text()
+    [section] = re.findall(rf"^## `cellos {verb}\b.*?(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
+    return "\n".join(re.findall(r"`([^`]+)`", section))
+
+
+def flags(command: click.Command) -> set[str]:
+    """All options of a command and of those below it, but for --help."""
+    below = [flags(each) for each in command.commands.values()] if isinstance(command, click.Group) else []
+    own = (parameter for parameter in command.params if isinstance(parameter, click.Option))
+    return set().union(*below, *({*option.opts, *option.secondary_opts} for option in own))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_options_of_a_verb_are_documented(verb: str) -> None:
+    command = cellos.get_command(click.Context(cellos), verb)
+    assert command is not None
+    written = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", of_verb(verb)))
+    assert flags(command) - written == set()
+    assert {flag for line in of_verb(verb).splitlines() if line.startswith("-") for flag in line.split()[:1]} <= flags(command) | {"-"}
+
+
+def test_so_is_the_status_of_up() -> None:
+    facts = status(Files("d"), Address(url="u", token=None, given=True), "n", [{"node": "n", "slots": 1, "classes": []}])
+    assert {*facts, *facts["nodes"][0]} - {*of_verb("up").splitlines()} == set()
+    parts = [f"{part}.log" for part in ("server", "controller", "node")]
+    assert {*parts, "nats/", "server/", "node/", "token", "address", "nats-url"} - {*of_verb("up").splitlines()} == set()
 
 
 # ---------------------------------------------------------------- variables
