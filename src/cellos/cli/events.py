@@ -48,8 +48,9 @@ Examples:
 --follow prints a line per event on a terminal; with --json or into a pipe, one JSON object {"seq", "event"} per line. A connection that is
 lost is made again, from the last event on: none is missing, none comes twice.
 
-Exit code: 0 when every run is complete and verified, 1 otherwise. A change to the very last event of an unsigned record shows
-only against its digest, noted elsewhere at the time: --head. Without --require-signed a record may also be unsigned throughout.
+Exit code: 0 when every run is complete and verified, 1 otherwise. The chain of an unsigned record shows a change to it, but not that
+somebody rewrote all of it from some event on, to the end. That shows only against the digest of the last event, noted elsewhere at the
+time (--head), and in signed records (--keys). Without --require-signed a record may also be unsigned throughout.
 
 Variables: CELLOS_EVENT_VERIFY_KEYS_PATH, CELLOS_EVENT_VERIFY_HMAC_KEYS_PATH and CELLOS_EVENT_REQUIRE_SIGNED stand for options
 that are not given.
@@ -235,20 +236,23 @@ def print_text(record: Record, file: IO[bytes], output: IO[str], *, where: str) 
                 output.write(f"{text}\n")
         colour = {"verified": "green", "unfinished": "yellow"}.get(run.state, "red")
         output.write(f"{_painted(timeline.verdict(run), colour, paint=paint)}\n")
+    if record.report.loose:
+        output.write(f"\nbeside the runs: {record.report.loose} events of no run, not chained\n")
     for text in timeline.fault_lines(record.report.faults, where):
         output.write(f"{_painted(text, 'red', paint=paint)}\n")
 
 
 def print_json(record: Record, file: IO[bytes], output: IO[str]) -> None:
-    """One object per run on a line of its own, and one with the faults of lines that belong to no run, if there are any."""
+    """One object per run on a line of its own, and one about what belongs to no run, if there is anything: faults, and how many events."""
     for run, places in zip(record.report.runs, record.places, strict=True):
         about = {"cellId": run.cell_id, "runId": run.run_id, "specId": run.spec_id, "specHash": run.spec_hash, "verdict": _verdict(run)}
         output.write(json.dumps(about)[:-1] + ', "events": [')
         for index, line in enumerate(_lines_at(file, places)):
             output.write(f"{', ' if index else ''}{json.dumps(json.loads(line))}")
         output.write("]}\n")
-    if record.report.faults:
-        output.write(f"{json.dumps({'faults': [_fault(fault) for fault in record.report.faults]})}\n")
+    if record.report.faults or record.report.loose:
+        rest = {"faults": [_fault(fault) for fault in record.report.faults], "eventsOfNoRun": record.report.loose}
+        output.write(f"{json.dumps(rest)}\n")
 
 
 def _verdict(run: RunReport) -> dict[str, Any]:

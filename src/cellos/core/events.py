@@ -135,10 +135,15 @@ def read_line(line: bytes) -> tuple[Event, SignedEnvelope | None, bool]:
         if outer.type != SIGNED_ENVELOPE:
             return outer, None, _ENCODER.encode(outer) == line
         envelope = msgspec.convert(outer.data, SignedEnvelope)
-        ours = _ENCODER.encode(outer) == line and (outer.id, outer.time, outer.traceparent) == (
-            envelope.event.id,
-            envelope.event.time,
-            envelope.event.traceparent,
+        inner = envelope.event
+        ours = _ENCODER.encode(outer) == line and outer == Event(
+            id=inner.id,
+            source=SIGNING_SOURCE,
+            type=SIGNED_ENVELOPE,
+            datacontenttype="application/json",
+            data=outer.data,
+            time=inner.time,
+            traceparent=inner.traceparent,
         )
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         bare = _bare_envelope(line)

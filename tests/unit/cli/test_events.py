@@ -112,6 +112,15 @@ def test_json_names_the_faults_of_lines_that_belong_to_nobody() -> None:
     assert (fault["kind"], fault["line"]) == ("truncated", 6)
 
 
+def test_events_of_no_run_are_counted(tmp_path: Path) -> None:
+    loose = Event(id="1", source="s", type="dev.cellos.events.cell.policy.v1.rejected", data={"specId": "spec"})
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(RUN.read_bytes() + canonical_bytes(loose) + b"\n")
+    assert call(path).stdout.endswith("\nbeside the runs: 1 events of no run, not chained\n")
+    result = call(path, "--json")
+    assert (result.exit_code, json.loads(result.stdout.splitlines()[-1])) == (0, {"faults": [], "eventsOfNoRun": 1})
+
+
 def test_of_a_file_that_is_no_record_the_first_faults_are_told(tmp_path: Path) -> None:
     path = tmp_path / "noise"
     path.write_bytes(b"\xff\n" * 12)
@@ -168,7 +177,7 @@ class TestSource:
 
     def test_nothing_of_a_run(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jsonl"
-        path.write_bytes(canonical_bytes(Event(id="1", source="s", type="x")) + b"\n")
+        path.write_bytes(canonical_bytes(Event(id="1", source="s", type="dev.cellos.events.cell.authz.v1.rejected")) + b"\n")
         assert str(call(path).exception) == f"evidence: no run in {path}: 1 events, none of them of a run"
 
     def test_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,11 @@ MAX_LINE_BYTES = 1 << 20
 _RECENT = 64
 """How many runs are searched for the one that a stray event was taken from. It only serves a better text, so it must stay cheap."""
 _HEX = frozenset("0123456789abcdef")
+_OF_NO_RUN = tuple(
+    PREFIX + kind
+    for kind in ("trust.v1.", "authz.v1.rejected", "policy.v1.rejected", "name.v1.", "formation.v1.", "run.v1.dispatched", "run.v1.void")
+)
+"""How the types of events begin that need no chain. Whatever else has no run is not a record's."""
 _TELL_SPEC_HASH = frozenset({STARTED, PREFIX + "run.v1.claimed"})
 _MOST_SIGNERS = 16
 """How many key ids of a run are told. Without keys anybody may have written any number of them."""
@@ -158,11 +163,15 @@ class Verifier:
         cell_id, run_id = event.members.get("cellId"), event.members.get("runId")
         link = event.members.get("chain")
         if not isinstance(cell_id, str) or not isinstance(run_id, str):
-            if link is None:
+            if link is not None:
+                self._bad_line("an event with a chain, but without the cellId and runId it belongs to")
+            elif not event.type.startswith(_OF_NO_RUN):
+                self._bad_line(f"an event of type {quoted(event.type)}, but without the cellId and runId it belongs to")
+            else:
                 self._loose += 1
                 self._check_loose(event, envelope)
-            else:
-                self._bad_line("an event with a chain, but without the cellId and runId it belongs to")
+                if not ours:
+                    self._fail("edited", self._line, _why_not_ours(body, event, envelope))
             return None
         canonical = body if ours and envelope is None else canonical_bytes(event)
         read = _Read(line=self._line, event=event, link=_parse_link(link, event), digest=digest(canonical))

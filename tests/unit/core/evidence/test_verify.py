@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellos.core import events
-from cellos.core.events import DESTROYED, STARTED, Draft, Event, RunIdentity, canonical_bytes, finished
+from cellos.core.events import DESTROYED, PREFIX, STARTED, Draft, Event, RunIdentity, canonical_bytes, finished
 from cellos.core.evidence.chain import Chain, digest
 from cellos.core.evidence.verify import MAX_LINE_BYTES, Report, Verifier, verify
 
@@ -116,9 +116,22 @@ class TestGood:
         assert verify([_bare(line) for line in record()]).verified
 
     def test_events_of_no_run_are_counted(self) -> None:
-        loose = canonical_bytes(Event(id="1", source="s", type="x", data={"specId": "spec"}))
+        loose = canonical_bytes(Event(id="1", source="s", type=PREFIX + "policy.v1.rejected", data={"specId": "spec"}))
         report = verify([loose, *record(), loose])
         assert (report.loose, report.verified) == (2, True)
+
+    @pytest.mark.parametrize("kind", [STARTED, DESTROYED, PREFIX + "command.v1.output", PREFIX + "export.v2.completed", "x"])
+    @pytest.mark.parametrize("run_id", [{}, {"runId": 7}])
+    def test_an_event_of_a_run_has_one(self, kind: str, run_id: dict[str, object]) -> None:
+        report = verify([*record(), canonical_bytes(Event(id="1", source="s", type=kind, data={"cellId": "cell", **run_id}))])
+        assert (report.loose, report.verified) == (0, False)
+        [fault] = report.faults
+        assert (fault.kind, "without the cellId and runId it belongs to" in fault.text) == ("malformed", True)
+
+    def test_one_of_no_run_has_our_form_too(self) -> None:
+        loose = canonical_bytes(Event(id="1", source="s", type=PREFIX + "policy.v1.rejected", data={"specId": "spec"}))
+        report = verify([*record(), loose.replace(b":", b": ", 1)])
+        assert [(fault.kind, fault.line) for fault in report.faults] == [("edited", len(record()) + 1)]
 
     def test_nothing_is_not_verified(self) -> None:
         assert not verify([]).verified
@@ -369,7 +382,8 @@ class TestFaults:
 def _signed(line: bytes) -> bytes:
     event = Event(**json.loads(line))
     envelope = {"event": json.loads(line), "signerKid": "k", "algorithm": "ed25519", "signature": "s"}
-    return canonical_bytes(Event(id=event.id, source="w", type=events.SIGNED_ENVELOPE, data=envelope, time=event.time)) + b"\n"
+    about = {"source": events.SIGNING_SOURCE, "datacontenttype": "application/json", "time": event.time}
+    return canonical_bytes(Event(id=event.id, type=events.SIGNED_ENVELOPE, data=envelope, **about)) + b"\n"
 
 
 def _bare(line: bytes) -> bytes:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellos.core import events
-from cellos.core.events import DESTROYED, Draft, Event, RunIdentity, canonical_bytes, finished, parse_event
+from cellos.core.events import DESTROYED, PREFIX, Draft, Event, RunIdentity, canonical_bytes, finished, parse_event
 from cellos.core.evidence import ed25519
 from cellos.core.evidence.chain import Chain
 from cellos.core.evidence.keys import Keyring
@@ -114,12 +114,17 @@ class TestGood:
         assert report.runs[0].signers == ("k1", "k2")
 
     def test_events_of_no_run(self) -> None:
-        loose = canonical_bytes(Event(id="1", source="s", type="keyset", data={"keysetId": "x"}))
+        loose = canonical_bytes(Event(id="1", source="s", type=PREFIX + "trust.v1.keyset_verified", data={"keysetId": "x"}))
         assert check([wrapped(loose), *signed()]).verified
         assert verify([loose, *signed()], ring=RING).verified
 
 
 class TestFaults:
+    @pytest.mark.parametrize("member", ["source", "datacontenttype", "specversion"])
+    def test_an_envelope_that_is_not_the_one_that_was_written(self, member: str) -> None:
+        envelope = json.loads(signed()[0]) | {member: "forged"}
+        assert only(check([json.dumps(envelope, separators=(",", ":")).encode(), *signed()[1:]])) == ("edited", 1)
+
     @given(STREAMS, st.data())
     def test_any_edit(self, lines: list[bytes], data: st.DataObject) -> None:
         """Of the last event, too, and without any witness."""
@@ -251,7 +256,7 @@ class TestFaults:
         assert only(verify(signed(), ring=Keyring())) == ("unknown key", 1)
 
     def test_events_of_no_run(self) -> None:
-        loose = canonical_bytes(Event(id="1", source="s", type="keyset", data={"keysetId": "x"}))
+        loose = canonical_bytes(Event(id="1", source="s", type=PREFIX + "trust.v1.keyset_verified", data={"keysetId": "x"}))
         forged = edit(wrapped(loose), lambda event: event["data"].update(keysetId="y"))
         for line, kind in ((loose, "unsigned"), (wrapped(loose, OUTSIDER), "unknown key"), (forged, "bad signature")):
             report = check([*signed(), line])
