@@ -68,10 +68,13 @@ class Output(Struct, frozen=True, kw_only=True):
     """Where one output stream of a command goes. Both may be wanted; neither means it is read and dropped.
 
     `descriptor` is never closed nor set non-blocking; when its reader is gone the command gets SIGPIPE, as in any pipeline.
+    `wait`: a reader that lives has all the time it takes for the output of a command that ended by itself; the deadline is the command's.
+    Without it, and after a command that was ended, it has what is left of the deadline, or 5 s if that is more.
     `escape` turns control bytes into visible text (for a terminal). `capture_bytes` caps what is kept in memory.
     """
 
     descriptor: int | None = None
+    wait: bool = False
     escape: bool = False
     capture_bytes: int = 0
 
@@ -81,7 +84,7 @@ class Command(Struct, frozen=True, kw_only=True):
 
     `deadline_seconds` counts from the start of the program. At the deadline, or when `interrupt` (a descriptor) becomes readable,
     the tree gets SIGTERM, `grace_seconds` of time, and SIGKILL; a grace of 0 is SIGKILL at once. So is, at any time, an `interrupt` that is
-    a pipe without a writer: whoever could still wait is gone.
+    a pipe without a writer: whoever could still wait is gone. After the end of the tree both end the wait for a slow reader.
     `stdin` is a descriptor that is relayed through a pipe; None is /dev/null.
     """
 
@@ -111,10 +114,15 @@ class CommandResult(Struct, frozen=True, kw_only=True):
     spawn_error: str | None = None
     spawn_errno: int | None = None
     duration_ms: int = 0
+    """To the end of the last process; what a reader needs longer does not count."""
     stdout: bytes = b""
     stderr: bytes = b""
     truncated: bool = False
-    """More was written than was captured (what went to a descriptor is whole)."""
+    """More was written than was captured, or output was lost."""
+    output_lost: bool = False
+    """The reader of a descriptor lives and did not take everything in its time."""
+    open_line: bool = False
+    """What was written to a terminal last was no line feed."""
     oom_killed: bool = False
 
 

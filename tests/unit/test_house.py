@@ -322,7 +322,9 @@ def drafts() -> Iterator[Draft]:
         events.started(FULL_RUN, ttl_seconds=1, isolation=ISOLATION, derivation=token),
         events.started(RUN, ttl_seconds=1, isolation=ISOLATION),
         events.process_spawned(RUN, program="p", argc=1),
-        events.command_completed(RUN, argv=["a"], exit_code=None, duration_ms=1, spawn_error="e", signal=9, oom_killed=True),
+        events.command_completed(
+            RUN, argv=["a"], exit_code=None, duration_ms=1, spawn_error="e", signal=9, oom_killed=True, output_lost=True
+        ),
         events.command_completed(RUN, argv=["a"], exit_code=0, duration_ms=1),
         events.fs_touch(RUN, source_path="p", artifact_name="a"),
         events.export_completed(RUN, artifact_name="a", receipt=receipt, provenance="id"),

@@ -27,6 +27,8 @@ from cellos.sandbox.layout import SOCKET_PATH
 if TYPE_CHECKING:
     import signal as _signal
 
+    from cellos.backends.relay import Relay
+    from cellos.ports import Ended
     from cellos.sandbox import residue as remains
     from cellos.sandbox.messages import CommandRequest, InitRequest
 else:
@@ -38,6 +40,10 @@ _START_REPORT_MILLISECONDS = 100
 _BACKLOG = 64
 """Programs in the cell that may wait to be accepted."""
 _SPAWN_STEPS = {"chdir": "spec.run.workingDirectory: ", "seccomp": "seccomp: "}
+_INIT_WAITS_SECONDS = 1.0
+"""How long after the time limit a cell ends by itself; we end it at the limit, and cannot while we are stopped (SIGSTOP, Ctrl-Z)."""
+_MOST_INIT_SECONDS = 1e8
+"""Three years, which every kernel takes for a timer."""
 LARGEST_ARGUMENT = 131071
 """Bytes of one argument that execve takes, without its NUL (MAX_ARG_STRLEN of execve(2))."""
 
@@ -200,6 +206,7 @@ class LinuxCell:
             "argv": list(command.argv),
             "env": dict(command.environment),
             "cwd": command.working_directory or "/work",
+            "seconds": _seconds_of_init(command),
             "filter": self._program,
         }
         from cellos.backends.relay import Relay
@@ -216,14 +223,13 @@ class LinuxCell:
             self.control_socket.setblocking(False)
             relay.release_child_ends()
             try:
-                ended = relay.watch(self, started=started, drain_seconds=None)
+                ended = relay.watch(self, started=started)
             except BaseException:
                 self.kill()
                 raise
-            stdout, stderr, truncated = relay.captured
-        return self._result(ended, round((time.monotonic() - started) * 1000), stdout, stderr, truncated)
+        return self._result(ended, relay)
 
-    def _result(self, ended: str, duration_ms: int, stdout: bytes, stderr: bytes, truncated: bool) -> CommandResult:
+    def _result(self, ended: Ended, relay: Relay) -> CommandResult:
         answer: dict[str, Any] = {}
         for message in self._messages:
             answer |= message
@@ -231,26 +237,31 @@ class LinuxCell:
         exit_code = signal = spawn_error = spawn_errno = None
         if "not_started" in answer:
             spawn_errno = answer["not_started"]
-            spawn_error = f"{_SPAWN_STEPS.get(answer['step'], '')}{os.strerror(spawn_errno)} (os error {spawn_errno})"
+            spawn_error = f"{_spawn_step(answer)}{os.strerror(spawn_errno)} (os error {spawn_errno})"
         elif "exited" in answer:
             exit_code = answer["exited"] if answer["exited"] >= 0 else None
             signal = -answer["exited"] if answer["exited"] < 0 else None
+        elif ended == "exited" and "overdue" in answer:  # we did not look after it: stopped, or without a processor
+            ended, signal = "deadline", 9
         elif ended == "exited":
             # Init died before it could report: killed with the whole cell, which only the kernel does.
             ended = "exited" if out_of_memory else "lost"
             signal = 9 if out_of_memory else None
         else:
             signal = 9  # we killed the tree
+        stdout, stderr, truncated = relay.captured
         return CommandResult(
-            ended=ended,  # type: ignore[arg-type]  # one of the four words
+            ended=ended,
             exit_code=exit_code,
             signal=signal,
             spawn_error=spawn_error,
             spawn_errno=spawn_errno,
-            duration_ms=duration_ms,
+            duration_ms=relay.duration_ms,
             stdout=stdout,
             stderr=stderr,
             truncated=truncated,
+            output_lost=relay.lost,
+            open_line=relay.open_line,
             oom_killed=out_of_memory,
         )
 
@@ -328,6 +339,18 @@ class LinuxCell:
             self.control_socket = None
 
 
+def _seconds_of_init(command: Command) -> float:
+    if command.deadline_seconds is None:
+        return 0.0
+    return min(command.deadline_seconds + command.grace_seconds + _INIT_WAITS_SECONDS, _MOST_INIT_SECONDS)
+
+
+def _spawn_step(answer: dict[str, Any]) -> str:
+    """What could not be done to start the command, before the reason."""
+    interpreter = answer.get("interpreter")
+    return f"its interpreter {interpreter}: " if interpreter else _SPAWN_STEPS.get(answer["step"], "")
+
+
 def _load_what_comes_later() -> None:
     """Init needs 2 ms from its request to its answer: time in which the first run of a process can load what it uses afterwards."""
     import cellos.backends.relay
@@ -342,8 +365,8 @@ def _wait_for_end(pidfd: int, deadline: float) -> bool:
 
 def too_little_memory() -> HostBackendError:
     return HostBackendError(
-        "the memory limit (spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough; "
-        "for a spec without one it is CELLOS_CGROUP_MEMORY_MAX"
+        "the memory limit (--mem, spec.run.limits.memoryMaxBytes) is too small to build the cell in; 16 MiB are enough; "
+        "where none is asked for it is CELLOS_CGROUP_MEMORY_MAX"
     )
 
 

@@ -23,11 +23,12 @@ _CHUNK = 1 << 16
 _PIPE_BUF = 4096
 """A pipe that polls writable takes this much without blocking (pipe(7)). Others are asked again after each such piece."""
 _KILL_SECONDS = 5.0
-"""How long a killed tree may take to be gone."""
+"""How long a killed tree may take to be gone, and a reader to take what an ended command wrote, where nobody said to wait."""
 _LONGEST_POLL_SECONDS = 3600.0
 """poll(2) counts milliseconds in an int; a later deadline is waited for in turns."""
 
 _KEPT_CONTROLS = "\n\t\r"
+_LINE_FEED = 10
 _BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
@@ -59,6 +60,9 @@ class _Outflow:
         self.source, self.child_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self.source, False)
         self.target = output.descriptor
+        self.wait = output.wait
+        self.last = (0.0, _LINE_FEED)
+        """When a byte was written last, and which."""
         self.captured = bytearray()
         self.capture_bytes = output.capture_bytes
         self.truncated = False
@@ -88,12 +92,12 @@ class _Outflow:
 
     def wants(self) -> tuple[int, int] | None:
         """The descriptor to poll and for what; None when this stream is finished."""
-        if self.pending and self.target is not None:
+        if self.undelivered and self.target is not None:
             return self.target, select.POLLOUT
         return None if self.ended else (self.source, select.POLLIN)
 
     def move(self) -> None:
-        if self.pending and self.target is not None:
+        if self.undelivered:
             self._write()
         elif not self.ended:
             self._read()
@@ -127,7 +131,14 @@ class _Outflow:
             if not self.capture_bytes and self.listener is None:
                 self.close_source()
             return
+        if self.escape is not None and written:
+            self.last = time.monotonic(), self.pending[written - 1]
         self.pending = self.pending[written:]
+
+    @property
+    def undelivered(self) -> bool:
+        """Something waits for the reader, who lives."""
+        return bool(self.pending) and self.target is not None
 
     def close_source(self) -> None:
         if not self.ended:
@@ -218,6 +229,10 @@ class Relay:
         self._outflows: list[_Outflow] = []
         self._inflow: _Inflow | None = None
         self._holds_child_ends = True
+        self.duration_ms = 0
+        """From `started` of `watch` to the end of the command; what its reader took afterwards is not in it."""
+        self.lost = False
+        """A reader did not take everything in its time."""
         try:
             for name, output in (("stdout", command.stdout), ("stderr", command.stderr)):
                 listener = functools.partial(command.on_output, name) if command.on_output is not None else None
@@ -239,6 +254,11 @@ class Relay:
         out, error = self._outflows
         return bytes(out.captured), bytes(error.captured), out.truncated or error.truncated
 
+    @property
+    def open_line(self) -> bool:
+        """Whether what was written last to a terminal was no line feed."""
+        return max(flow.last for flow in self._outflows)[1] != _LINE_FEED
+
     def release_child_ends(self) -> None:
         if self._holds_child_ends:
             self._holds_child_ends = False
@@ -258,64 +278,77 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def watch(self, process: Process, *, started: float, drain_seconds: float | None) -> Ended:
+    def watch(self, process: Process, *, started: float, drain_seconds: float = math.inf) -> Ended:
         """Relay until the command's tree is gone and its output is delivered; enforce the deadline and the interrupt. Returns how it ended.
 
-        `started`: the time.monotonic() from which the deadline counts. `drain_seconds`: how long after the end output may still be on
-        its way; None means as long as the deadline allows, and at least 5 s, for a slow reader.
+        `started`: the time.monotonic() from which the deadline counts. `drain_seconds`: how long after the end there may still come output
+        from a process that is not ours to end.
         Raises HostBackendError where a stream fails, and what `on_output` raises.
         """
         command = self._command
         ended: Ended = "exited"
         limit = math.inf if command.deadline_seconds is None else started + command.deadline_seconds
-        deadline = limit
-        stopping = killed = gone = False
+        patience = math.inf if any(flow.wait for flow in self._outflows) else limit
+        stopping = killed = gone = hurried = False
         while True:
+            # That it was hung up is told in any case, save where there is nothing more that could be done about it.
+            asks = None if hurried or (killed and not gone) else 0 if stopping else select.POLLIN
             left = min(limit - time.monotonic(), _LONGEST_POLL_SECONDS)
-            timeout = max(0, math.ceil(left * 1000))
-            ready = self._poll(process, gone=gone, stopping=stopping, killed=killed, timeout=timeout)
-            if ready is None:
+            polled = self._poll(process, gone=gone, asks=asks, timeout=max(0, math.ceil(left * 1000)))
+            if polled is None:
                 return ended
+            ready, moved = polled
+            now = time.monotonic()
             interrupt = 0 if command.interrupt is None else ready.get(command.interrupt, 0)
-            interrupted = interrupt != 0 and not stopping
             at_once = bool(interrupt & select.POLLHUP)
-            if interrupted or at_once or (not ready and time.monotonic() >= limit):
-                if gone:
-                    self._abandon()
-                    return ended
+            if gone:
+                if interrupt:  # what can be delivered without waiting still is
+                    hurried, limit = True, now
+                elif now >= limit + _KILL_SECONDS or (now >= limit and not moved):
+                    if hurried or now >= patience or not any(flow.undelivered for flow in self._outflows):
+                        self._abandon()
+                        return ended
+                    limit = min(patience, now + drain_seconds)
+            elif interrupt or (now >= limit and process.pidfd not in ready):
                 if killed:
+                    self._ended(started, now)
                     return ended
                 asking = not stopping and not at_once and command.grace_seconds > 0
                 if not stopping:
-                    ended = "interrupted" if interrupted else "deadline"
+                    ended = "interrupted" if interrupt else "deadline"
                     stopping = True
                 if asking:
                     process.terminate()
-                    limit = time.monotonic() + command.grace_seconds
+                    limit = now + command.grace_seconds
                 else:
                     process.kill()
                     killed = True
-                    limit = time.monotonic() + _KILL_SECONDS
+                    limit = now + _KILL_SECONDS
             if process.control in ready:
                 process.on_control()
             if not gone and process.pidfd in ready:
                 gone = True
+                self._ended(started, now)
                 process.ended()
-                if self._inflow:
-                    self._inflow.close()
-                now = time.monotonic()
-                if drain_seconds is not None:
-                    limit = now + drain_seconds
-                else:  # a stop request is answered once: nobody could end the wait for a reader that never comes
-                    limit = now + _KILL_SECONDS if stopping else max(deadline, now + _KILL_SECONDS)
+                patience = now + _KILL_SECONDS if stopping else max(patience, now + _KILL_SECONDS)
+                limit = min(patience, now + drain_seconds)
+
+    def _ended(self, started: float, now: float) -> None:
+        self.duration_ms = round((now - started) * 1000)
+        if self._inflow:
+            self._inflow.close()
 
     def _abandon(self) -> None:
-        """The reader of the output took too long: what it did not take is lost, and said to be."""
+        """Somebody took too long, the reader of the output or a process that holds it open: what was not taken is lost, and said to be."""
         for flow in self._outflows:
             flow.truncated = True
+            self.lost |= flow.undelivered
 
-    def _poll(self, process: Process, *, gone: bool, stopping: bool, killed: bool, timeout: int) -> dict[int, int] | None:
-        """Wait for anything, move what can be moved, return what was ready, and for what; None when all is over."""
+    def _poll(self, process: Process, *, gone: bool, asks: int | None, timeout: int) -> tuple[dict[int, int], bool] | None:
+        """Wait for anything, move what can be moved. Returns what was ready, and for what, and whether a stream was; None when all is over.
+
+        `asks`: for what to wait at the interrupt.
+        """
         all_flows: list[_Outflow | _Inflow] = [*self._outflows, *([self._inflow] if self._inflow else [])]
         flows = {flow: wanted for flow in all_flows if (wanted := flow.wants())}
         if gone and not flows:
@@ -327,10 +360,10 @@ class Relay:
             poll.register(process.pidfd, select.POLLIN)
         if process.control is not None:
             poll.register(process.control, select.POLLIN)
-        if self._command.interrupt is not None and not killed:
-            poll.register(self._command.interrupt, 0 if stopping else select.POLLIN)  # that it was hung up is told in any case
+        if self._command.interrupt is not None and asks is not None:
+            poll.register(self._command.interrupt, asks)
         ready = dict(poll.poll(timeout))
-        for flow, (descriptor, _) in flows.items():
-            if descriptor in ready:
-                flow.move()
-        return ready
+        moving = [flow for flow, (descriptor, _) in flows.items() if descriptor in ready]
+        for flow in moving:
+            flow.move()
+        return ready, bool(moving)

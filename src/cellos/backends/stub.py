@@ -105,10 +105,12 @@ class StubCell:
             ended=ended,
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
-            duration_ms=round((time.monotonic() - started) * 1000),
+            duration_ms=relay.duration_ms,
             stdout=stdout,
             stderr=stderr,
             truncated=truncated,
+            output_lost=relay.lost,
+            open_line=relay.open_line,
         )
 
     def _start(self, command: Command, relay: Relay) -> None:

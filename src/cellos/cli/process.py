@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ COMPLETION_VARIABLE = "_CELLOS_COMPLETE"
 OUTPUT_LOST = "cannot write to standard output: "
 _MEASURED = sys.version_info < (3, 12)
 """Whether this is the version for which some of `load_msgspec` was measured; the others import the whole modules."""
-STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
+STOP_SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT)
+AGAIN_SECONDS = 0.5
+"""A stop signal that comes sooner after the first one is the same request: timeout(1), for one, sends each twice."""
 
 
 def secure_standard_streams() -> None:
@@ -173,14 +176,17 @@ def unexpected(error: Exception) -> str:
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGHUP as a descriptor that becomes readable, instead of the death of the process.
+    """SIGTERM, SIGINT, SIGHUP and SIGQUIT as a descriptor that becomes readable, instead of the death of the process.
 
-    A signal that the caller had ignored (nohup, a background job) stays ignored. Main thread only; use with `with`.
+    When one comes again, it is a pipe without a writer: nothing is waited for any more. A signal that the caller had ignored (nohup, a
+    background job) stays ignored. Main thread only; use with `with`.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         """The first one that came."""
+        self._first = 0.0
+        """When it came."""
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -191,12 +197,20 @@ class StopSignals:
         return self
 
     def _note(self, number: int, frame: "FrameType | None") -> None:
+        now = time.monotonic()
         if self.received is None:
-            self.received = number
+            self.received, self._first = number, now
             os.write(self._writing, b"s")
+        elif self._writing >= 0 and now >= self._first + AGAIN_SECONDS:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        os.close(self._writing)
+        self._writing = -1
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._old.items():
             _signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave
         os.close(self.descriptor)
-        os.close(self._writing)
+        if self._writing >= 0:
+            self._hang_up()

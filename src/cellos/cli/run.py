@@ -42,6 +42,8 @@ def run(launcher: "Launcher | None", *, interactive: bool, as_json: bool, print_
         return _write(_json(finished, code), code)
     from cellos.cli import words
 
+    if finished.outcome.command and finished.outcome.command.open_line and os.isatty(2):
+        say("")
     say(words.closing_line(options.argv[0], finished.outcome, finished.evidence, code))
     for hint in words.hints(options, finished.outcome):
         say(f"cellos: {hint}")
@@ -86,7 +88,7 @@ def _execute(
     if as_json:
         streams = [Output(capture_bytes=JSON_CAPTURE_BYTES)] * 2
     else:
-        streams = [Output(descriptor=_writable(number), escape=os.isatty(number)) for number in (1, 2)]
+        streams = [Output(descriptor=_writable(number), wait=True, escape=os.isatty(number)) for number in (1, 2)]
     return run_options(
         host,
         options,

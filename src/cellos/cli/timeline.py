@@ -152,7 +152,8 @@ def _completed(data: Mapping[str, Any]) -> Iterator[str]:
     else:
         end = f"exit code {_text(data, 'exitCode')}"
     memory = ", OUT OF MEMORY" if data.get("oomKilled") is True else ""
-    yield f"{end}, {_text(data, 'durationMs')} ms{memory}: {_command(data.get('argv'))}"
+    lost = ", OUTPUT WAS LOST" if data.get("outputLost") is True else ""
+    yield f"{end}, {_text(data, 'durationMs')} ms{memory}{lost}: {_command(data.get('argv'))}"
 
 
 def _touched(data: Mapping[str, Any]) -> Iterator[str]:

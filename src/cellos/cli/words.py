@@ -1,6 +1,7 @@
 """What `cellos run` says to people at the end: one line, and hints where a run failed for a reason that has a known cure."""
 
 import os
+import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,12 @@ OWN = ("/", "/tmp", "/work", "/var", "/var/tmp", "/run", "/home", "/root", "/mnt
 
 def closing_line(program: str, outcome: "CellOutcome", evidence: str | None, code: int) -> str:
     """How it ended and how long it took; what isolated it; where the record is."""
-    parts = [f"cellos: {how_it_ended(program, outcome, code)}", what_held_it(outcome.isolation)]
+    from cellos.supervisor.run import OUTPUT_LOST
+
+    end = how_it_ended(program, outcome, code)
+    parts = [f"cellos: {end}", what_held_it(outcome.isolation)]
+    if outcome.command is not None and outcome.command.output_lost and OUTPUT_LOST not in end:
+        parts.append(OUTPUT_LOST)
     if outcome.residue:
         parts.append("left behind: " + ", ".join(f"{each.kind} {each.detail}" for each in outcome.residue))
     if evidence is not None:
@@ -91,6 +97,14 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
     """What to add to the command line, where the failure is of a kind that an option cures."""
     if outcome.command is None or outcome.reason is None or outcome.interrupted or outcome.timed_out is not None:
         return
+    for shown in (*([options.here] if options.here else []), *options.read_only) if os.geteuid() == 0 else ():
+        needed = _closed_to_others(shown)
+        if needed:
+            yield (
+                f"a cell of root is not root, it may do what every user may, and {shown} is closed to others: "
+                f"chmod o+{needed} {shown}, or copy what is needed to another place"
+            )
+            return
     if outcome.command.spawn_error is not None and "/" not in options.argv[0]:
         import shutil
 
@@ -110,6 +124,16 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
         elif options.here is None:
             yield f"{argument} exists here: add --here"
             return
+
+
+def _closed_to_others(path: str) -> str:
+    """What every user would need to read a file or directory, where they may not: `r` or `rx`."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return ""
+    needed = 0o005 if stat.S_ISDIR(mode) else 0o004
+    return "" if mode & needed == needed else "rx" if stat.S_ISDIR(mode) else "r"
 
 
 def _installed_in(path: str) -> str:

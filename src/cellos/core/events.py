@@ -198,10 +198,12 @@ def command_completed(
     spawn_error: str | None = None,
     signal: int | None = None,
     oom_killed: bool = False,
+    output_lost: bool = False,
 ) -> Draft:
     """The command and its whole tree are gone. The exit code is -1 with a signal or a `spawn_error` (which a deadline is, too).
 
-    `oom_killed`: the kernel killed something in the cell for want of memory; written only then.
+    `oom_killed`: the kernel killed something in the cell for want of memory. `output_lost`: what it wrote was not read in time. Both are
+    written only where they are true.
     """
     has_code = exit_code is not None and spawn_error is None and signal is None
     data = {
@@ -209,7 +211,7 @@ def command_completed(
         "argv": list(argv),
         "exitCode": exit_code if has_code else NO_EXIT_CODE,
         "durationMs": duration_ms,
-        **present(spawnError=spawn_error, signal=signal, oomKilled=oom_killed or None),
+        **present(spawnError=spawn_error, signal=signal, oomKilled=oom_killed or None, outputLost=output_lost or None),
     }
     return Draft(COMMAND_COMPLETED, data)
 

@@ -11,10 +11,10 @@ behind its length. What it tells is not, as a cell surrounds it: lines of JSON, 
     supervisor -> init    {"last_cap", "limits", "mounts"} with a descriptor of each mount, if the supervisor opened them
     init -> supervisor    {"ready": true, "status": …} with the descriptors of the work directory and of the socket at SOCKET_PATH
                           | {"failed": step, "errno": n}
-    supervisor -> init    {"argv", "env", "cwd", "filter"} with the descriptors of standard output, error and, if relayed, input
-    init -> supervisor    {"started": true} | {"not_started": errno, "step": …}
+    supervisor -> init    {"argv", "env", "cwd", "seconds", "filter"} with the descriptors of standard output, error and, if relayed, input
+    init -> supervisor    {"started": true} | {"not_started": errno, "step": …, "interpreter": … | ""}
     supervisor -> init    {"terminate": true}: SIGTERM to the command
-    init -> supervisor    {"exited": code} (negative: the signal)
+    init -> supervisor    {"exited": code} (negative: the signal) | {"overdue": true}: its `seconds` are over, and nobody ended it
 End of file on `control` means that the supervisor is gone: init exits, and the kernel kills everything in its process namespace.
 """
 
@@ -50,6 +50,8 @@ JOINED, GO = b"joined", b"go"
 _SIOCSIFFLAGS, _IFF_UP, _IFF_RUNNING = 0x8914, 0x1, 0x40
 _HIGHEST_FD_OF_OURS = 100
 _PAGE = 4096
+_FIRST_LINE = 256
+"""What the kernel reads of a program to see what it is (BINPRM_BUF_SIZE)."""
 _STATUS_LINES = ("Cap", "NoNewPrivs:", "Seccomp:")
 _MOST_DESCRIPTORS = 253
 """What the kernel passes at once (SCM_MAX_FD)."""
@@ -240,6 +242,7 @@ def _serve(control: _Control) -> None:
     woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     _signal.signal(_signal.SIGCHLD, lambda *_: None)
     _signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
+    _limit(control, command["seconds"])
     child = _start(control, command)
     if control.buffer:  # it came with the command
         _obey(control, child)
@@ -261,6 +264,20 @@ def _serve(control: _Control) -> None:
                 break
 
 
+def _limit(control: _Control, seconds: float) -> None:
+    """End the cell after that time: a supervisor that is stopped cannot."""
+
+    def overdue(*_: object) -> None:
+        if _signal.getitimer(_signal.ITIMER_REAL)[0] > 0:
+            return  # somebody in the cell sent the signal
+        control.send({"overdue": True})
+        os._exit(0)
+
+    if seconds > 0:
+        _signal.signal(_signal.SIGALRM, overdue)
+        _signal.setitimer(_signal.ITIMER_REAL, seconds)
+
+
 def _obey(control: _Control, child: int) -> None:
     if "terminate" in control.receive():
         os.kill(child, _signal.SIGTERM)
@@ -271,6 +288,7 @@ def _start(control: _Control, message: CommandRequest) -> int:
     argv, environment = message["argv"], message["env"]
     streams = dict(zip((1, 2, 0), control.take_descriptors(), strict=False))
     step = "chdir"
+    program = ""
     try:
         os.chdir(message["cwd"])
         step = "exec"
@@ -290,12 +308,24 @@ def _start(control: _Control, message: CommandRequest) -> int:
     except OSError as error:
         if step == "exec" and error.filename == "seccomp":
             step = "seccomp"
-        control.send({"not_started": error.errno, "step": step})
+        interpreter = _interpreter(program) if error.errno == errno.ENOENT and program else ""
+        control.send({"not_started": error.errno, "step": step, "interpreter": interpreter})
         os._exit(0)
     for descriptor in streams.values():
         os.close(descriptor)
     control.send({"started": True})
     return child
+
+
+def _interpreter(program: str) -> str:
+    """What runs a script, where its first line says so."""
+    try:
+        descriptor = os.open(program, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        first = os.read(descriptor, _FIRST_LINE).split(b"\n")[0]
+    except OSError:
+        return ""  # it is the program itself that is not there, or we may not read it
+    words = first[2:].split() if first.startswith(b"#!") else []
+    return words[0].decode(errors="replace") if words else ""
 
 
 def _ordinary_signals() -> set[int]:

@@ -19,5 +19,7 @@ class CommandRequest(TypedDict):
     argv: list[str]
     env: dict[str, str]
     cwd: str
+    seconds: float
+    """After which init ends the cell by itself; 0 for never."""
     filter: bytes
     """A seccomp filter for the command alone, on top of the cell's; empty for none."""

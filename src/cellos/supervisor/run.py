@@ -366,6 +366,7 @@ def _complete(result: CommandResult, spec: CellSpec, run: Run, limit: Deadline, 
         spawn_error=spawn_error,
         signal=result.signal if result.ended == "exited" else None,
         oom_killed=result.oom_killed,
+        output_lost=result.output_lost,
     )
     exit_code: int = completed.data["exitCode"]
     notes.exit_code = exit_code
@@ -393,6 +394,9 @@ def _spawn_error(result: CommandResult, limit: Deadline) -> str | None:
             return result.spawn_error
 
 
+OUTPUT_LOST = "output was lost: it was not read in time"
+
+
 def _judge(result: CommandResult, spawn_error: str | None, deps: Deps, notes: _Notes) -> None:
     if result.ended == "interrupted":
         notes.interrupted = True
@@ -404,6 +408,8 @@ def _judge(result: CommandResult, spawn_error: str | None, deps: Deps, notes: _N
     elif result.exit_code != 0:
         status = events.NO_EXIT_CODE if result.exit_code is None else result.exit_code
         notes.fail(f"command exited with status {status}")
+    elif result.output_lost:
+        notes.fail(OUTPUT_LOST)
 
 
 def _deliver(cell: LiveCell, artifact: Artifact, secrets: Mapping[str, str], deps: Deps, started_id: str | None) -> Receipt:

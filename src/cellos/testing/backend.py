@@ -172,6 +172,10 @@ def _exits(cell: FakeCell, command: Command) -> CommandResult:
     return CommandResult(ended="exited", exit_code=int(command.argv[1]))
 
 
+def _unread(cell: FakeCell, command: Command) -> CommandResult:
+    return CommandResult(ended="exited", exit_code=int(command.argv[1]), truncated=True, output_lost=True)
+
+
 def _dies(cell: FakeCell, command: Command) -> CommandResult:
     return CommandResult(ended="exited", signal=int(command.argv[1]))
 
@@ -230,6 +234,7 @@ def _special(cell: FakeCell, command: Command) -> CommandResult:
 
 PROGRAMS: dict[str, Program] = {
     "exits": _exits,
+    "unread": _unread,
     "dies": _dies,
     "vanishes": _vanishes,
     "writes": _writes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import os
 import pty
 import select
@@ -128,7 +129,7 @@ def command(**members: object) -> Command:
 
 
 def play(
-    process: FakeProcess, order: Command, script: Callable[[list[int]], None], *, drain_seconds: float | None = None
+    process: FakeProcess, order: Command, script: Callable[[list[int]], None], *, drain_seconds: float = math.inf
 ) -> tuple[str, tuple[bytes, bytes, bool]]:
     """Run the relay while `script` plays the command in a thread: it gets copies of the child ends and owns them. Then the command ends."""
     with Relay(order) as relay:
@@ -358,6 +359,128 @@ def test_after_an_interrupt_a_stuck_reader_is_not_waited_for(process: FakeProces
     assert (ended, truncated) == ("interrupted", True)
 
 
+def test_who_waits_gets_everything_after_the_deadline(process: FakeProcess, pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cellos.backends.relay._KILL_SECONDS", 0.05)
+    pipe.fill()
+    reader = threading.Timer(0.3, lambda: os.read(pipe.reading, PIPE_BYTES))
+    process.ended = reader.start  # type: ignore[method-assign]
+    with Relay(command(stdout=Output(descriptor=pipe.writing, wait=True), deadline_seconds=50)) as relay:
+        os.write(relay.child_ends[0], b"late")
+        relay.release_child_ends()
+        process.end()
+        started = time.monotonic() - 100
+        assert relay.watch(process, started=started) == "exited"
+        waited = time.monotonic() - started
+    reader.join(60)
+    assert (relay.lost, relay.captured[2]) == (False, False)
+    assert os.read(pipe.reading, PIPE_BYTES).endswith(b"late")
+    assert relay.duration_ms <= (waited - 0.29) * 1000  # the reader's time is not the command's
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_what_is_given_up_is_called_lost(process: FakeProcess, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, wait: bool) -> None:
+    """Without `wait` after the time for it; with it only where the command was ended."""
+    monkeypatch.setattr("cellos.backends.relay._KILL_SECONDS", 0.1)
+    pipe.fill()
+    with Relay(command(stdout=Output(descriptor=pipe.writing, wait=wait), deadline_seconds=0.2)) as relay:
+        os.write(relay.child_ends[0], b"late")
+        relay.release_child_ends()
+        if not wait:
+            process.end()
+        assert relay.watch(process, started=time.monotonic()) == ("deadline" if wait else "exited")
+        assert relay.lost
+
+
+def test_a_reader_that_is_gone_loses_nothing(process: FakeProcess, pipe: Pipe) -> None:
+    pipe.close_reading()
+    with Relay(command(stdout=Output(descriptor=pipe.writing))) as relay:
+        os.write(relay.child_ends[0], b"late")
+        relay.release_child_ends()
+        process.end()
+        assert relay.watch(process, started=time.monotonic()) == "exited"
+        assert not relay.lost
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_second_stop_request_ends_the_wait_for_a_stuck_reader(
+    process: FakeProcess, pipe: Pipe, monkeypatch: pytest.MonkeyPatch, wait: bool
+) -> None:
+    monkeypatch.setattr("cellos.backends.relay._KILL_SECONDS", 60.0)
+    pipe.fill()
+    stop, stopper = os.pipe2(os.O_CLOEXEC)
+    os.write(stopper, b"s")
+
+    def again() -> None:
+        until_ended(process)
+        os.close(stopper)
+
+    thread = threading.Thread(target=again)
+    order = command(stdout=Output(descriptor=pipe.writing, wait=wait, capture_bytes=9), stderr=Output(capture_bytes=9), interrupt=stop)
+    try:
+        with Relay(order) as relay:
+            os.write(relay.child_ends[0], b"late")
+            os.write(relay.child_ends[1], b"error")
+            relay.release_child_ends()
+            thread.start()
+            started = time.monotonic()
+            assert relay.watch(process, started=started) == "interrupted"
+            assert time.monotonic() - started < 30
+            assert (relay.lost, relay.captured) == (True, (b"late", b"error", True))  # what needs no reader is there
+    finally:
+        thread.join(60)
+        os.close(stop)
+
+
+def test_a_descendant_that_keeps_silent_does_not_cut_off_a_slow_reader(process: FakeProcess, pipe: Pipe) -> None:
+    """The time for what a process that is not ours may still write is not the reader's."""
+    pipe.fill()
+    with Relay(command(stdout=Output(descriptor=pipe.writing, wait=True))) as relay:
+        keeper = os.dup(relay.child_ends[0])
+        os.write(keeper, b"late")
+        relay.release_child_ends()
+        process.end()
+        reader = threading.Timer(0.3, lambda: os.read(pipe.reading, PIPE_BYTES))
+        reader.start()
+        try:
+            assert relay.watch(process, started=time.monotonic(), drain_seconds=0.05) == "exited"
+        finally:
+            reader.join(60)
+            os.close(keeper)
+        assert not relay.lost
+        assert os.read(pipe.reading, PIPE_BYTES).endswith(b"late")
+
+
+def test_a_flood_does_not_delay_the_deadline(process: FakeProcess) -> None:
+    with Relay(command(deadline_seconds=0.2)) as relay:
+        keeper = os.dup(relay.child_ends[0])
+        relay.release_child_ends()
+        child = subprocess.Popen(["cat", "/dev/zero"], stdout=keeper, stdin=subprocess.DEVNULL)
+        try:
+            assert relay.watch(process, started=time.monotonic(), drain_seconds=0.1) == "deadline"
+            assert relay.duration_ms < 30_000
+        finally:
+            child.kill()
+            child.wait(60)
+            os.close(keeper)
+
+
+def test_the_last_line_of_a_terminal() -> None:
+    for text, is_open in ((b"abc", True), (b"abc\n", False), (b"", False)):
+        process, (master, slave) = FakeProcess(), pty.openpty()
+        try:
+            with Relay(command(stdout=Output(descriptor=slave, escape=True), stderr=Output(capture_bytes=9))) as relay:
+                os.write(relay.child_ends[1], b"elsewhere")
+                os.write(relay.child_ends[0], text)
+                relay.release_child_ends()
+                process.end()
+                relay.watch(process, started=time.monotonic())
+                assert relay.open_line == is_open
+        finally:
+            process.close()
+            os.close(master)
+            os.close(slave)
+
+
 def sigpipe_of_a_real_command(order: Command) -> tuple[int, tuple[bytes, bytes, bool]]:
     """`yes` under the relay; returns its exit status."""
     with Relay(order) as relay:
@@ -373,7 +496,7 @@ def sigpipe_of_a_real_command(order: Command) -> tuple[int, tuple[bytes, bytes, 
 
         try:
             relay.release_child_ends()
-            relay.watch(Real(), started=time.monotonic(), drain_seconds=None)
+            relay.watch(Real(), started=time.monotonic())
             return child.wait(60), relay.captured
         finally:
             os.close(pidfd)
@@ -541,7 +664,7 @@ def test_a_tree_that_cannot_be_killed_was_ended_by_the_deadline_all_the_same(mon
     try:
         with Relay(command(deadline_seconds=0.05)) as relay:
             relay.release_child_ends()
-            assert relay.watch(process, started=time.monotonic(), drain_seconds=None) == "deadline"
+            assert relay.watch(process, started=time.monotonic()) == "deadline"
     finally:
         process.close()
     assert [what for what, _ in process.asked] == ["kill"]
@@ -550,7 +673,7 @@ def test_a_tree_that_cannot_be_killed_was_ended_by_the_deadline_all_the_same(mon
 def test_a_deadline_counts_from_the_start_that_was_given(process: FakeProcess) -> None:
     with Relay(command(deadline_seconds=60)) as relay:
         relay.release_child_ends()
-        assert relay.watch(process, started=time.monotonic() - 61, drain_seconds=None) == "deadline"
+        assert relay.watch(process, started=time.monotonic() - 61) == "deadline"
 
 
 @pytest.mark.parametrize("seconds", [3e6, 1e10, 1e18])
@@ -566,7 +689,7 @@ def test_what_comes_over_control_is_heard_before_the_end(process: FakeProcess, p
     process.end()
     with Relay(command()) as relay:
         relay.release_child_ends()
-        relay.watch(process, started=time.monotonic(), drain_seconds=None)
+        relay.watch(process, started=time.monotonic())
     assert heard == [b"exited"]
 
 

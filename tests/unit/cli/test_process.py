@@ -30,6 +30,24 @@ class TestStopSignals:
                 signal.raise_signal(number)
             assert stop.received == signal.SIGTERM
 
+    def test_one_that_comes_again_later_hangs_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """At once it is the same request, sent twice."""
+        now = [100.0]
+        monkeypatch.setattr("cellos.cli.process.time.monotonic", lambda: now[0])
+        with StopSignals() as stop:
+            poll = select.poll()
+            poll.register(stop.descriptor, 0)
+            for after, hung_up in (
+                (0.0, []),
+                (0.4, []),
+                (0.2, [(stop.descriptor, select.POLLHUP)]),
+                (1.0, [(stop.descriptor, select.POLLHUP)]),
+            ):
+                now[0] += after
+                signal.raise_signal(signal.SIGTERM)
+                assert poll.poll(0) == hung_up
+            assert readable(stop.descriptor)
+
     def test_what_was_ignored_stays_ignored(self) -> None:
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import click
 import pytest
 from click.testing import CliRunner
 
 from cellos.cli import run as module
 from cellos.cli.run_command import run
+from cellos.client.local import Options
 
 
 def parsed(*arguments: str) -> dict[str, object]:
@@ -79,3 +82,14 @@ def test_everything_after_the_command_is_the_commands() -> None:
 def test_text_that_is_not_utf8_is_base64() -> None:
     assert module._text("stdout", "é".encode()) == {"stdout": "é"}
     assert module._text("stdout", b"\xff") == {"stdout": "/w==", "stdoutEncoding": "base64"}
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_output_that_is_ours_waits_for_its_reader(monkeypatch: pytest.MonkeyPatch, as_json: bool) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("cellos.supervisor.compose.open_host", lambda *_: None)
+    monkeypatch.setattr("cellos.client.local.run_options", lambda *_, **given: seen.update(given))
+    module._execute(Options(argv=("true",), cell_id="c"), {}, None, 0, interactive=False, as_json=as_json)
+    assert [(seen[name].descriptor, seen[name].wait) for name in ("stdout", "stderr")] == (
+        [(None, False)] * 2 if as_json else [(1, True), (2, True)]
+    )

@@ -12,7 +12,7 @@ from cellos.cli.run import exit_code
 from cellos.client.local import Options
 from cellos.core.deadline import Deadline
 from cellos.ports import CommandResult, Isolation, Residue
-from cellos.supervisor.run import CellOutcome
+from cellos.supervisor.run import OUTPUT_LOST, CellOutcome
 
 HELD = Isolation(
     backend="linux",
@@ -49,6 +49,7 @@ CASES = [
     (outcome(ended(exit_code=0)), 0, "exit 0 in 34 ms"),
     (outcome(ended(exit_code=7), "r"), 7, "exit 7 in 34 ms"),
     (outcome(ended(exit_code=0), "export sink: x"), 125, "exit 0 in 34 ms, but export sink: x"),
+    (outcome(ended(exit_code=0, output_lost=True), "output was lost"), 125, "exit 0 in 34 ms, but output was lost"),
     (outcome(ended(signal=11), "r"), 139, "ended by signal 11 (SIGSEGV) after 34 ms"),
     (outcome(ended(signal=64), "r"), 192, "ended by signal 64 (SIGRTMAX) after 34 ms"),
     (outcome(ended(signal=9, oom_killed=True), "r"), 137, "out of memory after 34 ms (512 MiB)"),
@@ -90,6 +91,16 @@ def test_what_stayed_is_said() -> None:
     )
 
 
+def test_lost_output_is_said_once() -> None:
+    said = "output was lost: it was not read in time · "
+    for members in ({"exit_code": 3}, {"signal": 9}, {"ended": "deadline", "exit_code": 0}):
+        timed_out = LIMIT if "ended" in members else None
+        line = words.closing_line("prog", outcome(ended(output_lost=True, **members), "r", timed_out=timed_out), "/e", 3)
+        assert f" · {said}" in line
+    line = words.closing_line("prog", outcome(ended(output_lost=True, exit_code=0), OUTPUT_LOST), "/e", 125)
+    assert line.count(OUTPUT_LOST) == 1
+
+
 @pytest.mark.parametrize(
     ("isolation", "text"),
     [
@@ -114,6 +125,7 @@ class TestHints:
     @pytest.fixture
     def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.chdir(tmp_path)
+        tmp_path.chmod(0o755)
         (tmp_path / "x.py").write_text("")
         (tmp_path / "dir").mkdir()
         return tmp_path
@@ -161,6 +173,18 @@ class TestHints:
         assert f"add --ro {place}/python/bin," in self.of("python9", command=missing)[0]
         (place / "python/lib").mkdir()
         assert f"add --ro {place}/python," in self.of("python9", command=missing)[0]
+
+    @pytest.mark.parametrize(("mode", "told"), [(0o700, True), (0o711, True), (0o755, False)])
+    def test_what_not_every_user_may_read(self, place: Path, monkeypatch: pytest.MonkeyPatch, mode: int, told: bool) -> None:
+        (place / "dir").chmod(mode)
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        refused = ended(spawn_error="spec.run.workingDirectory: Permission denied", spawn_errno=errno.EACCES)
+        for how in ({"here": f"{place}/dir"}, {"read_only": (f"{place}/dir",)}):
+            hints = self.of("true", command=refused, **how)
+            assert len(hints) == told
+            assert not told or f"{place}/dir is closed to others: chmod o+rx {place}/dir, or copy" in hints[0]
+        monkeypatch.setattr("os.geteuid", lambda: 1000)
+        assert self.of("true", command=refused, here=f"{place}/dir") == []
 
     def test_only_failures_have_any(self, place: Path) -> None:
         given = Options(argv=("cat", "x.py"), cell_id="c")

@@ -240,6 +240,10 @@ class TestConstructors:
         assert draft.type == "dev.cellos.events.cell.command.v1.completed"
         assert written(draft) == ABOUT | {"argv": ["/bin/sh", "-c", "exit 3"], "exitCode": 3, "durationMs": 4}
 
+    def test_what_is_told_of_a_command_only_where_it_is_so(self) -> None:
+        data = written(events.command_completed(RUN, argv=["x"], exit_code=0, duration_ms=4, oom_killed=True, output_lost=True))
+        assert (data["oomKilled"], data["outputLost"]) == (True, True)
+
     @pytest.mark.parametrize(
         "end", [{"signal": 9}, {"spawn_error": "No such file or directory"}, {"signal": 9, "spawn_error": "timed out"}]
     )

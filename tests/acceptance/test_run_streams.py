@@ -1,0 +1,158 @@
+"""What `cellos run` does where somebody does not read, does not wait, or stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cellos.core.evidence.verify import verify
+
+pytestmark = pytest.mark.linux_backend
+
+COMPLETED = "dev.cellos.events.cell.command.v1.completed"
+Ends = Callable[[Any], None]
+
+
+def record_of(commands: Any) -> tuple[list[bytes], dict[str, Any]]:
+    """The lines of the one record, and what it says of the command's end."""
+    [path] = (commands.state / "evidence").glob("*")
+    lines = path.read_bytes().splitlines()
+    [completed] = [event["data"] for event in map(json.loads, lines) if event["type"] == COMPLETED]
+    return lines, completed
+
+
+def until(reached: Callable[[], bool], *, seconds: float = 60) -> None:
+    """Look again and again at what other processes do."""
+    never = select.poll()
+    for _ in range(int(seconds * 50)):
+        if reached():
+            return
+        never.poll(20)
+    raise AssertionError("it did not come")
+
+
+def runs(argument: str) -> bool:
+    """Whether any process has this argument alone."""
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if argument.encode() in Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0") and "cellos" not in os.readlink(
+                f"/proc/{name}/exe"
+            ):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_output_that_is_given_up_is_said_and_recorded(commands: Any, ends: Ends) -> None:
+    reading, writing = os.pipe()
+    process = commands.start("cellos", "run", "--", "yes", stdout=writing)
+    ends(process)
+    os.close(writing)
+    try:
+        assert select.select([reading], [], [], 60)[0]
+        while process.poll() is None:  # the first one asks it to stop; a later one ends the wait for us, who do not read
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        os.close(reading)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert error.startswith("cellos: stopped after ")
+    assert " · output was lost: it was not read in time · events " in error
+    lines, completed = record_of(commands)
+    assert completed["outputLost"] is True
+    assert verify(lines).verified
+    printed = commands.run("cellos", "events")
+    assert ", OUTPUT WAS LOST: yes" in printed.stdout
+
+
+def test_ctrl_backslash_is_a_stop_like_others(commands: Any, ends: Ends) -> None:
+    process = commands.start("cellos", "run", "--", "sh", "-c", "echo up; sleep 1000")
+    ends(process)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGQUIT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGQUIT
+    assert error.startswith("cellos: stopped after ")
+    assert verify(record_of(commands)[0]).verified
+
+
+def test_the_time_limit_holds_while_we_are_stopped(commands: Any, ends: Ends) -> None:
+    unique = f"1000.{os.getpid()}"
+    process = commands.start("cellos", "run", "--timeout", "2s", "--", "sh", "-c", f"echo up; exec sleep {unique}")
+    ends(process)
+    assert process.stdout.readline() == "up\n"
+    process.send_signal(signal.SIGSTOP)
+    try:
+        until(lambda: not runs(unique))
+    finally:
+        process.send_signal(signal.SIGCONT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 124
+    assert error.startswith("cellos: time-out after 2 s")
+    lines, completed = record_of(commands)
+    assert completed["spawnError"] == "command timed out after 2000 ms (spec.run.timeoutMs)"
+    assert verify(lines).verified
+
+
+def test_a_cell_cannot_end_its_time_early(commands: Any) -> None:
+    done = commands.run("cellos", "run", "--timeout", "60s", "--", "sh", "-c", "kill -ALRM 1; exit 7")
+    assert done.returncode == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("#!/no/such/thing -x\n", "its interpreter /no/such/thing: No such file or directory (os error 2)"),
+        ("#! /no/\x1b[31m\n", "its interpreter /no/\\x1b[31m: No such file or directory (os error 2)"),
+        (None, "No such file or directory (os error 2)"),
+    ],
+)
+def test_a_script_whose_interpreter_is_missing(commands: Any, tmp_path: Path, text: str | None, line: str) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(0o755)
+    if text is not None:
+        (place / "script").write_text(text)
+        (place / "script").chmod(0o755)
+    done = commands.run("cellos", "run", "--here", "--", "./script", cwd=place)
+    assert done.returncode == 127
+    assert done.stderr.startswith(f"cellos: cannot start ./script: {line} · ")
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (["printf", "plain"], b"plain\r\ncellos: exit 0"),
+        (["echo", "plain"], b"plain\r\ncellos: exit 0"),
+        (["true"], b"cellos: exit 0"),
+    ],
+)
+def test_the_closing_line_begins_a_line(commands: Any, ends: Ends, argv: list[str], shown: bytes) -> None:
+    ours, theirs = pty.openpty()
+    process = commands.start("cellos", "run", "--", *argv, stdout=theirs, stderr=theirs)
+    ends(process)
+    os.close(theirs)
+    found = b""
+    try:
+        while chunk := os.read(ours, 1000):
+            found += chunk
+    except OSError:  # EIO: everybody has closed it
+        pass
+    finally:
+        os.close(ours)
+    assert process.wait(60) == 0
+    assert found.startswith(shown)
