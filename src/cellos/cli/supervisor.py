@@ -176,6 +176,8 @@ def _tell(finished: "Finished", config: "Config") -> int:
         _warn(f"{config.jsonl} does not have all events; they are in {evidence}, and the next start tries again")
     elif evidence is not None and _shown("info"):
         say(f"cellos-supervisor: events are in {evidence}; set CELL_OS_JSONL_EVENTS to choose a file")
+    if finished.outcome.residue:
+        _warn("left behind: " + ", ".join(f"{each.kind} {each.detail}" for each in finished.outcome.residue))
     if finished.outcome.reason is not None:
         say(f"Error: {finished.outcome.reason}")
         return 1

@@ -19,7 +19,7 @@ import msgspec
 from cellos.core import events
 from cellos.core.events import Draft, RunIdentity, parse_event, parse_signed
 from cellos.core.evidence.chain import NONCE_BYTES, Chain
-from cellos.errors import ConfigError, os_error_text
+from cellos.errors import ConfigError, EventSinkError, os_error_text
 from cellos.eventlog.jsonl import JsonlSink
 from cellos.eventlog.spool import Spool, read_lines, recover
 from cellos.ports import CellBackend, EventSink, Residue
@@ -207,7 +207,10 @@ def _end_run(path: str, held: HeldRecord, by: Sweeper) -> Swept | None:
     if not os.path.lexists(record.spool):  # made before the cell, removed after the last event: not begun, or wholly told
         held.remove()
         return None
-    ended = _end_evidence(record, residue, by)
+    try:
+        ended = _end_evidence(record, residue, by)
+    except EventSinkError as error:
+        raise EventSinkError(f"{error.text}; mend that, or give the record up: remove {path} (the events are in {record.spool})") from error
     held.remove()
     run = f"run {record.run.run_id} (cell {record.run.cell_id})"
     if not ended:

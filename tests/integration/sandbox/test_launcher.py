@@ -53,6 +53,16 @@ def test_starts_and_ends_without_a_trace() -> None:
 
 
 def test_a_closed_launcher_says_so() -> None:
+def test_an_interrupt_is_for_the_supervisor() -> None:
+    """Who sends it to all our processes wants an orderly end, not the interpreter's words about one."""
+    launcher = Launcher.start()
+    for _ in range(2):
+        launcher.missing()
+        os.kill(launcher.pid, signal.SIGINT)
+    launcher.missing()
+    launcher.close()
+
+
     launcher = Launcher.start()
     launcher.close()
     with pytest.raises(LauncherError, match="closed"):

@@ -368,6 +368,17 @@ class TestSweep:
         assert scene.sweep() == ["run-1"]
         assert scene.names == []
 
+    def test_it_is_told_how_to_get_rid_of_what_cannot_be_finished(self, scene: Scene) -> None:
+        scene.emitter().emit(STARTED)
+        scene.die(scene.record(jsonl="/nowhere/x"))
+        assert scene.sweep() == []
+        path = scene.runs / f"{KEY}.json"
+        [warning] = scene.warnings
+        assert warning.startswith(
+            f"cannot sweep {path}: event sink: jsonl open /nowhere/x: No such file or directory (os error 2); mend that,"
+        )
+        assert warning.endswith(f"or give the record up: remove {path} (the events are in {scene.spool})")
+
     def test_a_defect_in_a_backend_stops_no_new_run(self, scene: Scene) -> None:
         scene.die(scene.record())
         scene.backend.fail["sweep"] = ZeroDivisionError()
