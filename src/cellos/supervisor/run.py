@@ -33,6 +33,7 @@ from cellos.supervisor.report import Reporting
 TERMINATED = "supervisor_terminated"
 """Reason of a run that was asked to stop."""
 LOST = "the cell's init process ended unexpectedly"
+OUTPUT_LOST = "output was lost: it was not read in time"
 LOST_COMMAND = f"{LOST} after the command had started"
 NO_LEASES = "runtimeLeasedBroker is not supported by this secret broker"
 
@@ -392,9 +393,6 @@ def _spawn_error(result: CommandResult, limit: Deadline) -> str | None:
             return LOST
         case _:
             return result.spawn_error
-
-
-OUTPUT_LOST = "output was lost: it was not read in time"
 
 
 def _judge(result: CommandResult, spawn_error: str | None, deps: Deps, notes: _Notes) -> None:
