@@ -9,6 +9,7 @@ import os
 import pwd
 import shutil
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -152,7 +153,7 @@ class Attack:
     """What may forbid it to everybody on some hosts."""
 
 
-DOORS = ("environ", "auxv", "mem", "maps", "fd", "open fd", "root", "cwd", "exe", "namespace")
+DOORS = ("cmdline", "environ", "auxv", "mem", "maps", "fd", "open fd", "root", "cwd", "exe", "namespace")
 MOUNT_STEPS = ("private", "mount", "fsopen", "open_tree", "remount", "mount_setattr", "umount2", "chroot")
 TRACED = {"attach": 0, "seize": 0}
 NOT_TRACED = {"attach": "ENOSYS", "seize": "ENOSYS"}
@@ -170,7 +171,7 @@ PROCESSES = {
         do="processes.look_into {pid}",
         do_inside="processes.look_into 1",
         works={door: "done" if door in {"mem", "open fd", "namespace"} else True for door in DOORS},
-        denied=dict.fromkeys(DOORS, "EACCES"),
+        denied=dict.fromkeys(DOORS, "ENOENT"),
     ),
     "the processes of the host": Attack(
         do=f"processes.find {SECRET}", works={"found": ["environ"], "few": False}, denied={"found": [], "few": True}
@@ -217,6 +218,7 @@ KERNEL = {
     "planting a key": Attack(do="kernel.add_key", works=True, denied="ENOSYS"),
 }
 NO_FAMILY: dict[str, Any] = {"works": "opened", "denied": "EAFNOSUPPORT"}
+NO_PROTOCOL: dict[str, Any] = {"works": "opened", "denied": "EPROTONOSUPPORT"}
 SOCKETS = {
     "raw socket": Attack(do="network.open_socket 2 3 1", works="opened", denied="EPERM", root=True),
     "raw IPv6 socket": Attack(do="network.open_socket 10 3 58", works="opened", denied="EPERM", root=True),
@@ -235,6 +237,10 @@ SOCKETS = {
         denied={"namespace": "EPERM", "socket": "EAFNOSUPPORT"},
     ),
     "a listener of the host": Attack(do="network.connect 127.0.0.1 {port}", works=SECRET, denied="ECONNREFUSED"),
+    "Multipath TCP": Attack(do="network.open_socket 2 1 262", **NO_PROTOCOL),
+    "IPv6 UDP-Lite": Attack(do="network.open_socket 10 2 136", **NO_PROTOCOL),
+    "SCTP": Attack(do="network.open_socket 2 1 132", **NO_PROTOCOL),
+    "L2TP": Attack(do="network.open_socket 2 2 115", **NO_PROTOCOL),
     "an IPv6 listener of the host": Attack(do="network.connect ::1 {six}", works=SECRET, denied="ECONNREFUSED"),
     "an abstract socket of the host": Attack(do="network.connect_unix {name}", works=SECRET, denied="ECONNREFUSED"),
     "a socket file of the host": Attack(do="network.connect_unix {socket}", works=SECRET, denied="ENOENT"),
@@ -295,6 +301,22 @@ def test_the_password_file(host: Host, tmp_path: Path, outside: Callable[..., An
     path = "/etc/shadow" if ROOT else str(private)
     assert ":" in outside("files", "read", path)
     assert inside("files", "read", path) == "ENOENT"
+
+
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+
+
+def test_times_of_devices(outside: Callable[..., Any], inside: Callable[..., Any], tmp_path: Path) -> None:
+    """Those of a cell are files of the host. Whoever may write to a device may set its times; only root can make one to try that on."""
+    mine = tmp_path / "device"
+    if ROOT:
+        os.mknod(mine, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    else:
+        mine.touch()
+    assert outside("files", "set_times", str(mine)) == {str(mine): "done"}
+    masked = [f"/proc/{name}" for name in ("keys", "timer_list", "cmdline") if os.path.exists(f"/proc/{name}")]
+    paths = [*(f"/dev/{name}" for name in DEVICES), *masked]
+    assert inside("files", "set_times", *paths) == dict.fromkeys(paths, "EROFS")
 
 
 SYSTEM = ("/usr", "/etc", "/dev", "/", "/home", "/root", "/var", "/run", "/sys", "/proc")
@@ -369,7 +391,7 @@ def test_a_set_user_id_program(outside: Callable[..., Any], inside: Callable[...
 # ---------------------------------------------------------------- lives of other processes
 
 
-@pytest.mark.parametrize("way", ["end", "end_by_pidfd"])
+@pytest.mark.parametrize("way", ["end", "end_by_pidfd", "end_by_descriptor"])
 def test_a_process_of_the_host_cannot_be_ended(way: str, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
     for attempt, expected in ((outside, "done"), (inside, "ESRCH")):
         with subprocess.Popen(["/usr/bin/sleep", "60"]) as victim:
@@ -383,9 +405,30 @@ def test_a_process_of_the_host_cannot_be_ended(way: str, outside: Callable[..., 
                 victim.kill()
 
 
+PID_NAMESPACE = ["/usr/bin/unshare", "--pid", "--fork", *([] if ROOT else ["--user", "--map-root-user"])]
+"""For what would work too well in ours."""
+
+
+def test_process_1_cannot_be_held_up(outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    """It has the command's user id, and all of the cell depends on it."""
+    ways = outside("processes", "hold_up", "sibling", before=PID_NAMESPACE)
+    assert set(ways.values()) == {0}, ways
+    assert inside("processes", "hold_up", "1") == dict.fromkeys(ways, "EPERM")
+
+
+def test_a_command_that_tries_and_leaves_no_processor_free(commands: Any, attack: Any) -> None:
+    """Process 1 still sees it end, and the rest ends with it."""
+    report = commands.cell([*attack("processes"), "hold_up_and_exhaust", "50"], "--timeout", "60s")
+    assert (report["code"], report["exitCode"], report["residue"]) == (5, 5, [])
+
+
+@pytest.mark.parametrize("way", ["end", "end_by_pidfd", "end_by_descriptor"])
+def test_process_1_cannot_be_ended(way: str, inside: Callable[..., Any]) -> None:
+    """That it can be done outside is seen above. Here the kernel takes the signal and drops it."""
+    assert inside("processes", way, "1") == "done"
+
+
 def test_ending_everything_reaches_the_cell_only(host: Host, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
-    """Outside it is tried in a process namespace: in ours it would work too well."""
-    namespace = ["/usr/bin/unshare", "--pid", "--fork", *([] if ROOT else ["--user", "--map-root-user"])]
-    assert outside("processes", "end_all", before=namespace) == -9
+    assert outside("processes", "end_all", before=PID_NAMESPACE) == -9
     assert inside("processes", "end_all") == -9
     os.kill(int(host.pid), 0)

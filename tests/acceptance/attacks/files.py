@@ -64,6 +64,10 @@ def open_to_write(*paths: str) -> object:
     return {path: outcome(lambda path=path: os.close(os.open(path, os.O_WRONLY))) for path in paths}
 
 
+def set_times(*paths: str) -> object:
+    return {path: outcome(os.utime, path) for path in paths}
+
+
 def content(*paths: str) -> object:
     """Whether each file has something to read."""
 

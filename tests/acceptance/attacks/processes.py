@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import resource
 import signal
+import socket
 import struct
+from typing import Any
 
 from attempt import beside_sibling, in_child, main, outcome, syscall
 
+F_SETSIG = 10
 PTRACE_TRACEME, PTRACE_ATTACH, PTRACE_SEIZE = 0, 16, 0x4206
 KEPT = ctypes.create_string_buffer(b"sibling secret")
 
@@ -27,6 +32,7 @@ def look_into(pid: str) -> object:
             return len(os.pread(file.fileno(), 16, start)) == 16
 
     return {
+        "cmdline": outcome(content, "cmdline"),
         "environ": outcome(content, "environ"),
         "auxv": outcome(content, "auxv"),
         "mem": outcome(lambda: os.close(os.open(f"/proc/{pid}/mem", os.O_RDONLY))),
@@ -62,6 +68,16 @@ def end(pid: str) -> None:
 
 def end_by_pidfd(pid: str) -> None:
     signal.pidfd_send_signal(os.pidfd_open(int(pid)), signal.SIGKILL)
+
+
+def end_by_descriptor(pid: str) -> None:
+    """Let the kernel send it, as news of a socket: to whom and what is for us to say (F_SETOWN, F_SETSIG of fcntl(2))."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fcntl.fcntl(ours, fcntl.F_SETOWN, int(pid))
+        fcntl.fcntl(ours, F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC)
+        theirs.send(b"x")
 
 
 def end_all() -> object:
@@ -122,6 +138,51 @@ def take_descriptor(pid: str) -> object:
         return syscall(438, os.pidfd_open(target), 0, 0) > 2
 
     return beside_sibling(take) if pid == "sibling" else take(int(pid))
+
+
+SCHED_IDLE = 5
+IOPRIO_IDLE = 3 << 13
+
+
+def hold_up(pid: str) -> object:
+    """Every way to keep another process of our user ("sibling": a fork of ours) from the processor, or to limit what it may have."""
+
+    def all_ways(target: int) -> object:
+        group = os.getpgid(target)
+        nothing, idle, lowest = struct.pack("i", 0), struct.pack("IIQiIQQQ", 48, SCHED_IDLE, 0, 0, 0, 0, 0, 0), 19
+        calls: dict[str, tuple[Any, ...]] = {
+            "sched_setparam": (142, target, nothing),
+            "sched_setscheduler": (144, target, SCHED_IDLE, nothing),
+            "the same, high bits set": (144, target | 1 << 32, SCHED_IDLE, nothing),
+            "sched_setattr": (314, target, idle, 0),
+            "sched_setaffinity": (203, target, 8, struct.pack("Q", 1 << min(os.sched_getaffinity(target)))),
+            "setpriority": (141, os.PRIO_PROCESS, target, lowest),
+            "setpriority of its group": (141, os.PRIO_PGRP, group, lowest),
+            "setpriority of its user": (141, os.PRIO_USER, 0, lowest),
+            "setpriority of its user by number": (141, os.PRIO_USER, os.getuid(), lowest),
+            "ioprio_set": (251, 1, target, IOPRIO_IDLE),
+            "ioprio_set of its group": (251, 2, group, IOPRIO_IDLE),
+            "ioprio_set of its user": (251, 3, os.getuid(), IOPRIO_IDLE),
+            "prlimit64": (302, target, resource.RLIMIT_NOFILE, bytes(16), None),
+        }
+        return {name: outcome(syscall, number, *arguments) for name, (number, *arguments) in calls.items()}
+
+    def with_its_own_group(target: int) -> object:
+        os.setpgid(target, target)
+        return all_ways(target)
+
+    return beside_sibling(with_its_own_group) if pid == "sibling" else all_ways(int(pid))
+
+
+def hold_up_and_exhaust(seconds: str) -> None:
+    """Do that to process 1, then take every processor with more processes than it could be beside, for that long at most."""
+    hold_up("1")
+    for _ in range(60):
+        if os.fork() == 0:
+            signal.alarm(int(seconds))
+            while True:
+                pass
+    os._exit(5)
 
 
 def descriptors() -> object:

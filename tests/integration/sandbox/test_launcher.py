@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cellos.backends.linux import LinuxBackend
@@ -52,7 +53,6 @@ def test_starts_and_ends_without_a_trace() -> None:
     assert descriptors() == before
 
 
-def test_a_closed_launcher_says_so() -> None:
 def test_an_interrupt_is_for_the_supervisor() -> None:
     """Who sends it to all our processes wants an orderly end, not the interpreter's words about one."""
     launcher = Launcher.start()
@@ -63,6 +63,7 @@ def test_an_interrupt_is_for_the_supervisor() -> None:
     launcher.close()
 
 
+def test_a_closed_launcher_says_so() -> None:
     launcher = Launcher.start()
     launcher.close()
     with pytest.raises(LauncherError, match="closed"):
@@ -207,11 +208,34 @@ def test_root_needs_no_right_to_look_into_other_processes(tmp_path: Path) -> Non
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_init_of_a_cell_is_closed_to_its_user(backend: LinuxBackend, run_in: RunIn) -> None:
-    """The command has the same user id as process 1, but may not look into it."""
-    result = run_in(backend, "sh", "-c", "cat /proc/1/environ; ls /proc/1/fd; cat /proc/1/maps; readlink /proc/1/exe /proc/1/root; true")
+def test_the_init_of_a_cell_is_hidden_from_its_user(backend: LinuxBackend, run_in: RunIn) -> None:
+    """The command has the same user id as process 1, but finds nothing of it: its command line has paths of the host."""
+    result = run_in(backend, "sh", "-c", "cat /proc/1/cmdline; ls /proc/1 /proc/1/fd; cat /proc/1/comm; ps ax | grep workshop[.]; true")
     assert result.stdout == b""
-    assert result.stderr.count(b"Permission denied") >= 3
+    assert result.stderr.count(b"No such file") >= 3
+
+
+@pytest.mark.needs("limit memory")
+def test_a_starved_init_does_not_keep_its_cell_alive(backend: LinuxBackend, plain: CellSpec, order: Callable[..., Command]) -> None:
+    """It would take the others with it, but gets no processor from them: the group is killed as a whole."""
+    cell = backend.create(plain, key=os.urandom(8).hex())
+    assert cell.cloned is not None
+    pid, processor = cell.cloned.pid, min(os.sched_getaffinity(0))
+
+    def starve() -> None:
+        """The command was started already: it would inherit that."""
+        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, pid, 19)
+        os.sched_setaffinity(pid, {processor})
+
+    busy = "import os, signal\nfor _ in range(60):\n  if not os.fork():\n    break\n"
+    busy += f"signal.alarm(60); os.sched_setaffinity(0, {{{processor}}})\nwhile True: pass"
+    try:
+        result = cell.run(msgspec.structs.replace(order("/usr/bin/python3", "-c", busy), deadline_seconds=2), on_started=starve)
+        assert (result.ended, result.signal) == ("deadline", 9)
+    finally:
+        left = cell.destroy()
+    assert left == ()
 
 
 def test_it_works_where_the_standard_streams_are_closed() -> None:
