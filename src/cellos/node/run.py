@@ -130,7 +130,7 @@ class MemberRun:
             record = RunRecord(
                 key=key,
                 pid=os.getpid(),
-                run=self.run,
+                run=records.redacted(self.run, host.config.redacted_fields),
                 ttl_seconds=granted.document.spec.lifetime.ttl_seconds,
                 backend=host.backend.kind,
                 footprint=host.backend.footprint(key),

@@ -342,7 +342,7 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
     record = RunRecord(
         key=key,
         pid=os.getpid(),
-        run=run,
+        run=records.redacted(run, config.redacted_fields),
         ttl_seconds=granted.document.spec.lifetime.ttl_seconds,
         backend=host.backend.kind,
         footprint=host.backend.footprint(key),

@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 
 from cellos.core import events
-from cellos.core.events import Draft, RunIdentity, parse_event, parse_signed
+from cellos.core.events import Draft, RunIdentity, parse_event, parse_signed, present
 from cellos.core.evidence.chain import NONCE_BYTES, Chain
+from cellos.core.evidence.redact import redact
 from cellos.errors import ConfigError, EventSinkError, os_error_text
 from cellos.eventlog.jsonl import JsonlSink
 from cellos.eventlog.spool import Spool, read_lines, recover
@@ -57,6 +58,16 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What the run's own supervisor redacted: whoever ends the run does so too."""
     ending: Ending | None = None
     """Noted by a supervisor that could not record its run to the end."""
+
+
+def redacted(run: RunIdentity, fields: frozenset[str]) -> RunIdentity:
+    """A run as its record may know it: what no event may hold, no file of ours does."""
+    if not fields:
+        return run
+    data = redact(present(correlation=run.correlation, tenantId=run.tenant_id, placement=run.placement), fields)
+    return msgspec.structs.replace(
+        run, correlation=data.get("correlation"), tenant_id=data.get("tenantId"), placement=data.get("placement")
+    )
 
 
 class HeldRecord:

@@ -281,6 +281,16 @@ class TestExecute:
         assert "s3cret!" in str(outcome.reason)
         assert '"/opt/***" is not under' in scene.data("destroyed")["reason"]
 
+    def test_and_the_record_of_the_live_run(self, scene: Scene) -> None:
+        held: list[str] = []
+        scene.backend.step = lambda name: held.append(  # type: ignore[method-assign]
+            "".join(path.read_text() for path in Path(scene.state.runs).iterdir())
+        )
+        labels = {"correlation": {"platform": "ci", "tenantId": "hunter2", "labels": {"a": "hunter3"}}}
+        execute(scene.host(redacted_fields=frozenset({"tenantId", "labels"})), order(**labels))
+        assert held
+        assert all('"ci"' in text and "hunter" not in text for text in held)
+
     def test_signed_events_are_signed_everywhere(self, scene: Scene) -> None:
         scene.signer = Signer("k1", ED25519, b"\1" * 32)
         public = ed25519.private_key(b"\1" * 32).public_key().public_bytes_raw()
