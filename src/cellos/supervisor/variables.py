@@ -82,7 +82,7 @@ SECTIONS = (
     Section(
         "Events",
         _rows(
-            ("CELL_OS_JSONL_EVENTS", "none", "file that events are appended to, one per line", "an error"),
+            ("CELL_OS_JSONL_EVENTS", "none", "file that events are appended to, one per line; a pipe that nobody reads fails the run after 5 s", "an error"),
             ("NATS_URL", "`nats://127.0.0.1:4222`, if something listens there", "NATS servers with JetStream that events are published to", "the events wait in the spool"),
             ("NATS_CA_FILE", "the system's", "certificates that NATS servers are checked with", "as a connection that fails"),
             ("CELL_OS_REQUIRE_JETSTREAM", "off; hardened: on", "no run without NATS; events that are not acknowledged in the end are a failure", PRESENT),
