@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from cellos.backends.linux import LinuxBackend
+from cellos.core.documents import CellSpec, Filesystem, Mount
+from cellos.errors import HostBackendError
 from cellos.sandbox import rootfs
 
 pytestmark = pytest.mark.linux_backend
@@ -151,3 +155,14 @@ def test_threads_and_pools_run(said: Said) -> None:
     program = "from concurrent.futures import *\nwith ThreadPoolExecutor(2) as threads, ProcessPoolExecutor(2) as processes:\n"
     program += "    print([sum(pool.map(abs, range(9))) for pool in (threads, processes)])"
     assert python(said, program) == "[36, 36]\n"
+
+
+@pytest.mark.parametrize("place", ["missing", "link"])
+def test_where_nothing_can_be_mounted_is_said(backend: LinuxBackend, plain: CellSpec, tmp_path: Path, place: str) -> None:
+    link = next(str(path) for path in sorted(Path("/usr/bin").iterdir()) if path.is_symlink())
+    target, why = {"missing": ("/bin/no-such-place", "none can be made"), "link": (link, "is a symbolic link in the cell")}[place]
+    tmp_path.chmod(0o755)
+    filesystem = Filesystem(mounts=(Mount(source=str(tmp_path), target=target, mode="ro"),))
+    document = structs.replace(plain, authority=structs.replace(plain.authority, filesystem=filesystem))
+    with pytest.raises(HostBackendError, match=f"at {target}: .*{why}"):
+        backend.create(document, key=os.urandom(8).hex())
