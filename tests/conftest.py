@@ -74,6 +74,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """A shell's background job, or nohup, ignores some signals, and so would all that we start: what signals do is tested here."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

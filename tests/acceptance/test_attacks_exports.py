@@ -26,13 +26,14 @@ def canary(tmp_path: Path) -> Path:
     return path
 
 
+OUTSIDE = "lies outside the work directory"
 LED_ASTRAY = {
     "symbolic link": ("link", "symbolic links are not followed"),
     "symbolic link on the way": ("elsewhere/canary", "symbolic links are not followed"),
     "link through /proc": ("magic", "symbolic links are not followed"),
-    "dots": ("{dots}/canary", "it lies outside the work directory"),
-    "dots from a directory": ("directory/../{dots}/canary", "it lies outside the work directory"),
-    "absolute path": ("{home}/canary", "it lies outside the work directory"),
+    "dots": ("{dots}/canary", OUTSIDE),
+    "dots from a directory": ("directory/../{dots}/canary", OUTSIDE),
+    "absolute path": ("{home}/canary", OUTSIDE),
 }
 HELD_UP = {
     "FIFO": ("fifo", "not a regular file"),
@@ -52,7 +53,7 @@ def test_led_astray(path: str, reason: str, commands: Any, attack: Any, canary: 
 
     inside = path.format(dots="../" * 8 + str(canary.parent).lstrip("/"), home=canary.parent)
     done = commands.run("cellos", "run", "--out", f"{inside}:{mine}", "--", *attack("exports"), "bait", str(canary))
-    refused(done, inside, reason)
+    refused(done, inside, reason, ran=reason != OUTSIDE)
     assert not mine.exists()
 
 
@@ -77,9 +78,12 @@ def test_held_up(path: str, reason: str, commands: Any, attack: Any, canary: Pat
     assert not mine.exists()
 
 
-def refused(done: subprocess.CompletedProcess[str], path: str, reason: str) -> None:
+def refused(done: subprocess.CompletedProcess[str], path: str, reason: str, *, ran: bool = True) -> None:
     assert done.returncode == 125
-    assert set(json.loads(done.stdout).values()) == {"done"}, "the bait was laid"
+    if ran:
+        assert set(json.loads(done.stdout).values()) == {"done"}, "the bait was laid"
+    else:
+        assert done.stdout == "", "its name alone gives it away"
     assert path in done.stderr
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
@@ -98,11 +102,25 @@ def test_a_good_file_beside_the_bait_is_copied(commands: Any, attack: Any, canar
     assert (tmp_path / "mine").read_text() == "kept"
 
 
-def test_the_destination_is_not_followed_out_of_its_place(commands: Any, tmp_path: Path) -> None:
-    """A link at the destination is replaced, not written through: what it names keeps what it has."""
-    precious = tmp_path / "precious"
+@pytest.mark.linux_backend(user_may_skip=True)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a link of somebody else")
+def test_a_link_of_somebody_else_at_the_destination_is_not_followed(commands: Any, tmp_path: Path) -> None:
+    precious, link = tmp_path / "precious", tmp_path / "result"
     precious.write_text("mine")
-    os.symlink(precious, tmp_path / "result")
-    done = commands.run("cellos", "run", "--out", f"result:{tmp_path}/result", "--", "/bin/sh", "-c", "echo theirs > result")
+    link.symlink_to(precious)
+    os.lchown(link, 65534, 65534)
+    subprocess.run(["/usr/bin/cp", "/dev/null", link], check=True, timeout=60)
+    assert precious.read_text() == "", "cp follows it"
+
+    precious.write_text("mine")
+    done = commands.run("cellos", "run", "--out", f"result:{link}", "--", "/bin/sh", "-c", "echo ran; echo theirs > result")
+    assert (done.returncode, done.stdout, precious.read_text()) == (125, "", "mine")
+    assert "a symbolic link of another user (uid 65534), which is not followed" in done.stderr
+
+
+def test_a_link_of_ours_stays(commands: Any, tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "result").symlink_to("real")
+    done = commands.run("cellos", "run", "--out", f"result:{tmp_path}/result", "--", "/bin/sh", "-c", "echo new > result")
     assert done.returncode == 0, done.stderr
-    assert (precious.read_text(), (tmp_path / "result").read_text()) == ("mine", "theirs\n")
+    assert ((tmp_path / "result").is_symlink(), (tmp_path / "real").read_text()) == (True, "new\n")

@@ -170,7 +170,7 @@ def tools(tmp_path: Path) -> Path:
     [
         ("plain", CANNOT_EXECUTE, "Permission denied (os error 13)"),
         ("no-format", CANNOT_EXECUTE, "Exec format error (os error 8)"),
-        ("no-interpreter", NOT_FOUND, "No such file or directory (os error 2)"),
+        ("no-interpreter", NOT_FOUND, "its interpreter /no/such/interpreter: No such file or directory (os error 2)"),
         ("secret-interpreter", CANNOT_EXECUTE, "Permission denied (os error 13)"),
         (".", CANNOT_EXECUTE, "Permission denied (os error 13)"),
         ("missing", NOT_FOUND, "No such file or directory (os error 2)"),

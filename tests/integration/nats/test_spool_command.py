@@ -25,9 +25,12 @@ def event(run_id: str, sequence: int, **data: Any) -> tuple[str, bytes]:
 
 @pytest.fixture
 def spool(commands: Any) -> Path:
-    """The spool directory of the commands' state, made as a supervisor makes it."""
+    """The spool directory of the commands' state, made as a supervisor makes it. To look into it makes nothing."""
     assert commands.run("cellos", "spool", "ls").stdout == "nothing waits\n"
-    return Path(commands.state) / "spool"
+    path = Path(commands.state) / "spool"
+    assert not path.exists()
+    path.mkdir(mode=0o700, parents=True)
+    return path
 
 
 def fill(path: Path, *events: tuple[str, bytes]) -> Path:
@@ -108,6 +111,7 @@ def test_a_missing_stream_is_told_with_the_command_that_makes_it(commands: Any, 
 
 def test_a_run_that_is_not_over_keeps_its_spool(commands: Any, spool: Path, server: NatsServer, stream: Any) -> None:
     path = fill(spool / f"{KEY}.jsonl", event("run", 0))
+    (spool.parent / "runs").mkdir()
     record = spool.parent / "runs" / f"{KEY}.json"
     record.touch()
     done = commands.run("cellos", "spool", "replay", variables={"NATS_URL": server.url})

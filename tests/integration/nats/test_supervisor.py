@@ -195,8 +195,9 @@ def test_a_supervisor_that_is_killed_leaves_events_that_a_replay_completes(
 
 
 def test_a_full_spool_takes_no_new_run(commands: Any, server: NatsServer, spec: Any, tmp_path: Path) -> None:
-    assert commands.run("cellos", "spool", "ls").returncode == 0
-    with open(commands.state / "spool" / f"{'0' * 16}.jsonl", "wb") as file:
+    spool = commands.state / "spool"
+    spool.mkdir(mode=0o700, parents=True)
+    with open(spool / f"{'0' * 16}.jsonl", "wb") as file:
         file.truncate(256 << 20)
     done = commands.run("cellos-supervisor", spec("touch", str(tmp_path / "ran")), variables=BARE | {"NATS_URL": server.url})
     assert done.returncode == 1
