@@ -111,7 +111,7 @@ class TestRedaction:
             ("Argv", set()),
             ("", set()),
             (" ", set()),
-            ("defaults,program", {"program"}),
+            ("defaults,program", {"argv", "reason", "program"}),
         ],
     )
     def test_members_by_their_name(self, site: Any, setting: str, gone: set[str]) -> None:

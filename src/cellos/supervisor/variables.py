@@ -93,7 +93,7 @@ SECTIONS = (
             ("CELLOS_EVENT_SIGNING", "`off`", "`ed25519`, `hmac`: every event is signed", "an error"),
             ("CELLOS_EVENT_SIGNING_KID", "none", "name of the key, required for signing", "an error"),
             ("CELLOS_EVENT_SIGNING_KEY_BASE64", "none", "base64url of the 32-byte seed, or of the HMAC key", "an error, which never shows it"),
-            ("CELLOS_REDACT_EVENT_FIELDS", "off", "`defaults` (argv, path, reason) or a list of members of `data` to redact", "an error"),
+            ("CELLOS_REDACT_EVENT_FIELDS", "off", "list of members of `data` to redact; `defaults` in it stands for argv, path, reason", "an error"),
             ("CELLOS_DLQ_DIR", "none", "directory for events that a sink did not take", "a warning; with strict configuration an error"),
         ),
     ),

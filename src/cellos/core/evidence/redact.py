@@ -1,8 +1,8 @@
 """Redaction: take the values of named members out of an event before it is chained, signed, kept or sent.
 
-The setting is CELLOS_REDACT_EVENT_FIELDS: empty is off, `defaults` (any case) is `DEFAULTS`, anything else is a list of member names,
-separated by commas. Names match exactly, at any depth of `data`; values are not looked at. What was a list stays a list, what was an object
-an object; everything else becomes a string, so a redacted number is no number any more.
+The setting is CELLOS_REDACT_EVENT_FIELDS: blank is off, anything else is a list of member names, separated by commas, in which `defaults`
+(any case) stands for `DEFAULTS`. Names match exactly, at any depth of `data`; values are not looked at. What was a list stays a list, what
+was an object an object; everything else becomes a string, so a redacted number is no number any more.
 
 The link to the event before (`data.chain`) is added after redaction, so it is never touched.
 """
@@ -25,11 +25,15 @@ OUR_WORDS = frozenset({"cancelled", "node_lost", "node_drained", "node_restarted
 
 
 def parse_fields(setting: str | None) -> frozenset[str]:
-    """The member names of a setting; None is one that is not set. Raises ConfigError for a name that must be kept."""
+    """The member names of a setting; None is one that is not set. Raises ConfigError for a list of none, and for a name that must be kept."""
     text = (setting or "").strip()
-    if text.lower() == "defaults":
-        return DEFAULTS
-    fields = frozenset(name.strip() for name in text.split(",")) - {""}
+    if not text:
+        return frozenset()
+    names = frozenset(name.strip() for name in text.split(",")) - {""}
+    if not names:
+        raise ConfigError(f"{VARIABLE}: {text[:40]!r} names no member; unset it to redact nothing")
+    words = {name for name in names if name.lower() == "defaults"}
+    fields = names - words | DEFAULTS if words else names
     for name in sorted(fields & KEPT):
         raise ConfigError(f"{VARIABLE}: cannot redact {name}: events could no longer be attributed to their run or verified; leave it out")
     return fields

@@ -25,16 +25,21 @@ DATA = st.dictionaries(
         (None, set()),
         ("", set()),
         ("  ", set()),
-        (",, ,", set()),
         ("defaults", {"argv", "path", "reason"}),
         (" DeFaults ", {"argv", "path", "reason"}),
-        ("defaults,x", {"defaults", "x"}),
+        ("defaults,x", {"argv", "path", "reason", "x"}),
+        ("x, Defaults ,argv,", {"argv", "path", "reason", "x"}),
         (" argv , program,,argv", {"argv", "program"}),
         ("Argv", {"Argv"}),
     ],
 )
 def test_setting(setting: str | None, fields: set[str]) -> None:
     assert parse_fields(setting) == fields
+
+
+def test_a_list_that_names_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="CELLOS_REDACT_EVENT_FIELDS: ',, ,' names no member; unset it"):
+        parse_fields(" ,, , ")
 
 
 @pytest.mark.parametrize("name", ["cellId", "specId", "runId", "specHash"])
