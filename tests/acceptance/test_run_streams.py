@@ -7,7 +7,9 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,3 +156,31 @@ def test_the_closing_line_begins_a_line(commands: Any, ends: Ends, argv: list[st
         os.close(ours)
     assert process.wait(60) == 0
     assert found.startswith(shown)
+
+
+HAND_OVER = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(socket.send_fds(s, [b'x'], [1]))"
+
+
+def test_an_output_that_the_command_gave_away_is_not_waited_for(commands: Any, tmp_path: Path) -> None:
+    place = tmp_path / "shown"
+    place.mkdir(mode=0o755)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place / "s"))
+        (place / "s").chmod(0o777)
+        listening.listen()
+        command = ["/usr/bin/python3", "-c", HAND_OVER, str(place / "s")]
+        done = commands.run("cellos", "run", "--ro", str(place), "--", *command)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    assert "lost" not in done.stderr
+
+
+BLOCKING = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_signals_that_the_caller_blocks_do_not_hide_the_end_of_a_command(commands: Any) -> None:
+    line = [sys.executable, "-c", BLOCKING, *commands.line("cellos"), "run", "--timeout", "30s", "--", "sh", "-c", "exit 4"]
+    assert subprocess.run(line, env=commands.environment, capture_output=True, timeout=60, check=False).returncode == 4

@@ -68,6 +68,8 @@ class _Outflow:
         self.truncated = False
         self.pending = b""
         self.ended = False
+        self.final = False
+        """All who could write are gone: what is there is all that there is, also where somebody else was handed an end of the pipe."""
         self._own_target = -1
         try:
             mode = os.fstat(self.target).st_mode if self.target is not None else 0
@@ -106,7 +108,9 @@ class _Outflow:
         try:
             data = os.read(self.source, _CHUNK)
         except BlockingIOError:
-            return
+            if not self.final:
+                return
+            data = b""
         room = self.capture_bytes - len(self.captured)
         self.captured += data[:room] if room > 0 else b""
         self.truncated |= self.capture_bytes > 0 and len(data) > room
@@ -139,6 +143,11 @@ class _Outflow:
     def undelivered(self) -> bool:
         """Something waits for the reader, who lives."""
         return bool(self.pending) and self.target is not None
+
+    @property
+    def unread(self) -> bool:
+        """There may be more, which can be read without waiting."""
+        return self.final and not self.ended and not self.undelivered
 
     def close_source(self) -> None:
         if not self.ended:
@@ -278,17 +287,18 @@ class Relay:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def watch(self, process: Process, *, started: float, drain_seconds: float = math.inf) -> Ended:
+    def watch(self, process: Process, *, started: float, drain_seconds: float | None = None) -> Ended:
         """Relay until the command's tree is gone and its output is delivered; enforce the deadline and the interrupt. Returns how it ended.
 
         `started`: the time.monotonic() from which the deadline counts. `drain_seconds`: how long after the end there may still come output
-        from a process that is not ours to end.
+        from a process that is not ours to end; None where there is none.
         Raises HostBackendError where a stream fails, and what `on_output` raises.
         """
         command = self._command
         ended: Ended = "exited"
         limit = math.inf if command.deadline_seconds is None else started + command.deadline_seconds
         patience = math.inf if any(flow.wait for flow in self._outflows) else limit
+        drain = math.inf if drain_seconds is None else drain_seconds
         stopping = killed = gone = hurried = False
         while True:
             # That it was hung up is told in any case, save where there is nothing more that could be done about it.
@@ -308,7 +318,7 @@ class Relay:
                     if hurried or now >= patience or not any(flow.undelivered for flow in self._outflows):
                         self._abandon()
                         return ended
-                    limit = min(patience, now + drain_seconds)
+                    limit = min(patience, now + drain)
             elif interrupt or (now >= limit and process.pidfd not in ready):
                 if killed:
                     self._ended(started, now)
@@ -330,8 +340,10 @@ class Relay:
                 gone = True
                 self._ended(started, now)
                 process.ended()
+                for flow in self._outflows:
+                    flow.final = drain_seconds is None
                 patience = now + _KILL_SECONDS if stopping else max(patience, now + _KILL_SECONDS)
-                limit = min(patience, now + drain_seconds)
+                limit = min(patience, now + drain)
 
     def _ended(self, started: float, now: float) -> None:
         self.duration_ms = round((now - started) * 1000)
@@ -341,8 +353,8 @@ class Relay:
     def _abandon(self) -> None:
         """Somebody took too long, the reader of the output or a process that holds it open: what was not taken is lost, and said to be."""
         for flow in self._outflows:
-            flow.truncated = True
-            self.lost |= flow.undelivered
+            flow.truncated |= flow.undelivered or not flow.ended
+            self.lost |= flow.undelivered or (flow.unread and flow.target is not None)
 
     def _poll(self, process: Process, *, gone: bool, asks: int | None, timeout: int) -> tuple[dict[int, int], bool] | None:
         """Wait for anything, move what can be moved. Returns what was ready, and for what, and whether a stream was; None when all is over.
@@ -362,8 +374,9 @@ class Relay:
             poll.register(process.control, select.POLLIN)
         if self._command.interrupt is not None and asks is not None:
             poll.register(self._command.interrupt, asks)
-        ready = dict(poll.poll(timeout))
-        moving = [flow for flow, (descriptor, _) in flows.items() if descriptor in ready]
+        unread = [flow for flow in self._outflows if flow.unread]
+        ready = dict(poll.poll(0 if unread else timeout))
+        moving = [flow for flow, (descriptor, _) in flows.items() if descriptor in ready or flow in unread]
         for flow in moving:
             flow.move()
         return ready, bool(moving)

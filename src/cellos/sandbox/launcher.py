@@ -41,7 +41,7 @@ PARENT_STEP = "create cgroup dir"
 """The step that fails where the given parent of control groups cannot be used."""
 _CHANNEL = 3
 _BOOT = """\
-import _signal; _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+import _signal; _signal.signal(_signal.SIGINT, _signal.SIG_IGN); _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
 import sys; sys.path.insert(0, sys.argv[1])
 from cellos.compiled import prefer_compiled; prefer_compiled()
 from cellos.sandbox.workshop import serve; serve(*sys.argv[2:])

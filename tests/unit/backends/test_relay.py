@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import math
 import os
 import pty
 import select
@@ -129,7 +128,7 @@ def command(**members: object) -> Command:
 
 
 def play(
-    process: FakeProcess, order: Command, script: Callable[[list[int]], None], *, drain_seconds: float = math.inf
+    process: FakeProcess, order: Command, script: Callable[[list[int]], None], *, drain_seconds: float | None = None
 ) -> tuple[str, tuple[bytes, bytes, bool]]:
     """Run the relay while `script` plays the command in a thread: it gets copies of the child ends and owns them. Then the command ends."""
     with Relay(order) as relay:
@@ -227,6 +226,20 @@ def test_output_of_a_descendant_after_the_end_is_waited_for_as_long_as_said(proc
     os.close(keeper[0])
     assert (ended, out, truncated) == ("exited", b"", True)
     assert time.monotonic() - started < 3
+
+
+def test_an_end_of_the_pipe_in_strange_hands_delays_nothing_and_loses_nothing(process: FakeProcess, pipe: Pipe) -> None:
+    keeper: list[int] = []
+
+    def hand_over(ends: list[int]) -> None:
+        write_all(ends[0], b"all of it")
+        keeper.append(os.dup(ends[0]))
+
+    order = command(stdout=Output(descriptor=pipe.writing, wait=True, capture_bytes=20), deadline_seconds=60)
+    ended, (out, _, truncated) = play(process, order, hand_over)
+    os.close(keeper[0])
+    assert (ended, out, truncated) == ("exited", b"all of it", False)
+    assert os.read(pipe.reading, 20) == b"all of it"
 
 
 # -- slow, stuck and lost readers -------------------------------------------------------------------------------------------------------
