@@ -178,14 +178,21 @@ def test_the_api_has_no_page_and_the_admin_listener_no_token(nats: NatsServer, s
 def test_what_is_no_http_is_a_problem(nats: NatsServer, start: Callable[..., ServerProcess]) -> None:
     server = start(nats.url)
     host, port = server.address.rsplit(":", 1)
-    for raw in (b"NONSENSE\r\n\r\n", b"GET /\xff HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n"):
+    for raw, status, why in (
+        (b"NONSENSE\r\n\r\n", b"400 Bad Request", b"not an HTTP request"),
+        (b"GET /\xff HTTP/1.1\r\n\r\n", b"400 Bad Request", b"not an HTTP request"),
+        (b"GET / HTTP/1.1\r\nx y\r\n\r\n", b"400 Bad Request", b"not an HTTP request"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n", b"431 Request Header Fields Too Large", b"more than 32 KiB"),
+        (b"BREW /v1/cells HTTP/1.1\r\nhost: x\r\n\r\n", b"501 Not Implemented", b"no route has this method"),
+    ):
         with socket.create_connection((host, int(port)), SECONDS) as connection:
             connection.sendall(raw)
             answer = b""
             while part := connection.recv(65536):
                 answer += part
-        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.startswith(b"HTTP/1.1 " + status + b"\r\n")
         assert b"application/problem+json" in answer
+        assert why in answer
     assert ask(server, "GET", "/v1/version").status_code == 200
 
 

@@ -40,7 +40,8 @@ SLOW = CloseReason(4408, "slow-client", f"more than {MAX_WAITING_BYTES >> 20} Mi
 RESTART = CloseReason(1012, "", "the server ends")
 DEAD = CloseReason(1011, "keepalive ping timeout", "a ping was not answered within 50 s")
 TOO_BIG = CloseReason(1009, "", "the client sent a message of more than 64 KiB")
-CLOSE_REASONS = (NO_LOG, SUBSCRIBE_FAILED, EXHAUSTED, SLOW, RESTART, DEAD, TOO_BIG)
+NOT_UTF8 = CloseReason(1007, "", "the client sent a text that is no UTF-8")
+CLOSE_REASONS = (NO_LOG, SUBSCRIBE_FAILED, EXHAUSTED, SLOW, RESTART, DEAD, TOO_BIG, NOT_UTF8)
 
 
 def close_table() -> str:

@@ -7,20 +7,27 @@ and a faulty WebSocket handshake in `cellos.handshake`: it shall be answered lik
 from __future__ import annotations
 
 import asyncio
+import re
+import sys
 from asyncio.transports import BaseTransport
 from collections.abc import Sequence
-from typing import Any, cast
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
 
+from httptools import HttpParserInvalidMethodError
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 
-from cellos.core.problem import problem
-from cellos.server.hub import CloseReason, Frame, text_frame
+from cellos.core.problem import Problem, problem, problem_of_status
+from cellos.server.hub import NOT_UTF8, CloseReason, Frame, text_frame
 from cellos.server.replies import CORS
 from cellos.server.requests import BODY_CAME
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
 
 OUTLET = "cellos.outlet"
 HANDSHAKE = "cellos.handshake"
@@ -28,6 +35,7 @@ HEAD_SECONDS = 10.0
 MAX_HEAD_BYTES = 32 << 10
 CLOSE_SECONDS = 20.0
 """How long a client may take to read what waits for it, and to answer the Close frame behind that."""
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ \S+ HTTP/1\.[01]\r?\n")
 
 
 class EventProtocol(WebSocketsSansIOProtocol):
@@ -51,6 +59,24 @@ class EventProtocol(WebSocketsSansIOProtocol):
             super().data_received(data)
         except UnicodeError:
             self.transport.abort()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """As the base; a handshake that was refused is complete, and nothing that the log has to complain of."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True
+
+    def send_receive_event_to_app(self) -> None:
+        """As the base; text that is no UTF-8 ends the connection without a traceback."""
+        if self.curr_msg_data_type == "text" and not self.close_sent:
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self.conn.send_close(NOT_UTF8.code)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
 
     def write(self, frames: Sequence[Frame], wire: bytes) -> None:
         """Nothing is said about fragments to `conn`: these are whole messages."""
@@ -111,6 +137,7 @@ class HeadProtocol(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _head = 0
     _in_head = False
+    _received = b""
 
     def connection_made(self, transport: BaseTransport) -> None:
         """A client that sends nothing is a client that waits for its first request."""
@@ -125,7 +152,9 @@ class HeadProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Most heads come in one piece: only the rest of one is waited for."""
+        self._received = data
         super().data_received(data)
+        self._received = b""
         if self._in_head and self._timer is None:
             self._start_timer()
 
@@ -154,15 +183,25 @@ class HeadProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """A problem. Whether the token was right cannot be known."""
-        body = problem("bad-request", "not an HTTP request").body()
-        head = [b"HTTP/1.1 400 Bad Request", *(b"%s: %s" % header for header in CORS), b"content-type: application/problem+json"]
+        found = self._fault()
+        body = found.body()
+        line = f"HTTP/1.1 {found.status} {HTTPStatus(found.status).phrase}".encode()
+        head = [line, *(b"%s: %s" % header for header in CORS), b"content-type: application/problem+json"]
         self.transport.write(b"\r\n".join([*head, b"content-length: %d" % len(body), b"connection: close", b"", body]))
         self.transport.close()
+
+    def _fault(self) -> Problem:
+        """Why the parser gave up, whose error is being handled. It knows methods by a list."""
+        if self._head > MAX_HEAD_BYTES:
+            return problem_of_status(431, f"the head of the request has more than {MAX_HEAD_BYTES >> 10} KiB")
+        if isinstance(sys.exception(), HttpParserInvalidMethodError) and _REQUEST_LINE.match(self._received):
+            return problem("method-not-allowed", "no route has this method", status=501)
+        return problem("bad-request", "not an HTTP request")
 
     def _count(self, length: int) -> None:
         self._head += length
         if self._head > MAX_HEAD_BYTES:
-            raise ValueError("head of the request too large")  # httptools makes it a parser error, answered with 400
+            raise ValueError("head of the request too large")  # httptools makes it a parser error
 
     def _start_timer(self) -> None:
         self._stop_timer()

@@ -166,6 +166,19 @@ def test_what_clients_say_means_nothing(api: Any, log: Any, listen: Any, cell_ev
     assert sequences(connection, 1) == [1]
 
 
+def test_text_that_is_no_utf8_ends_it_and_leaves_no_traceback(api: Any, listen: Any) -> None:
+    connection = listen()
+    connection.send(b"\xff\xfe", text=True)
+    assert closed(connection)[0] == 1007
+    assert complaints(api) == []
+
+
+def complaints(api: Any) -> list[dict[str, Any]]:
+    """What the server's log has to complain of, once it has ended."""
+    api.server.stop()
+    return [record for record in api.server.log if record["level"] != "INFO"]
+
+
 def test_too_large_a_message_ends_it(shared: Any, listen: Any) -> None:
     connection = listen(server=shared.api.server)
     connection.send("x" * 65537)
@@ -310,3 +323,9 @@ def test_a_handshake_that_is_refused(shared: Any, path: str, change: dict[str, s
     assert json.loads(body)["status"] == status
     assert list(json.loads(body)) == ["type", "title", "status", "detail"]
     assert ("www-authenticate" in answer) == (status == 401)
+
+
+def test_refused_handshakes_are_nothing_to_complain_of(api: Any) -> None:
+    for change in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}, {"Sec-WebSocket-Key": "short"}):
+        assert ask(api, "/ws/events", HANDSHAKE | change)[0] in {400, 401}
+    assert complaints(api) == []
