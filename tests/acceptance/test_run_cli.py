@@ -362,7 +362,7 @@ class TestRefusals:
                 ["a:/dev/stdout"],
                 "out: cannot copy to /dev/stdout: it stands for an open file of a process; name a file, or let the command",
             ),
-            (["a", "d/a"], "out: two files would go to one place, {place}/a and {place}/a; give each a destination of its own"),
+            (["a", "d/a"], "out: two files would go to one place, {place}/a; give each a destination of its own"),
             ([f"a:{NO_UTF8}"], r"the destination to copy to is not UTF-8, and a document is: {place}/\xff"),
         ],
     )

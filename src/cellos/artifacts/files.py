@@ -101,7 +101,7 @@ class PlacedFiles:
             os.close(directory)
             key = (where.st_dev, where.st_ino, name)
             if key in taken:
-                raise ConfigError(f"out: two files would go to one place, {taken[key]} and {path}; give each a destination of its own")
+                raise ConfigError(f"out: two files would go to one place, {_both(taken[key], path)}; give each a destination of its own")
             taken[key] = path
 
     def destination(self, cell_id: str, name: str) -> str | None:
@@ -123,6 +123,10 @@ class PlacedFiles:
         finally:
             os.close(directory)
         return Receipt(target_kind=self.kind, target_name=None, destination=path, bytes_written=written)
+
+
+def _both(one: str, other: str) -> str:
+    return one if one == other else f"{one} and {other}"
 
 
 def _find(path: str) -> tuple[int, str, os.stat_result | None]:

@@ -138,6 +138,8 @@ def find(source: str | None, environment: Mapping[str, str]) -> str:
     """The file that is meant by a path, a run id or the beginning of one; None is the latest run. Raises EvidenceError."""
     if source is not None and (os.path.exists(source) or "/" in source):
         return source
+    if source == "":
+        raise EvidenceError("the name is empty; give a file, a run id or the beginning of one")
     from cellos.supervisor.state import find_state_directory
 
     state = find_state_directory(environment)

@@ -7,6 +7,7 @@ death of the process, not a power cut.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -31,7 +32,8 @@ def open_jsonl(path: str) -> int:
         except PermissionError:
             descriptor = os.open(path, flags | os.O_WRONLY, 0o600)
     except OSError as error:
-        raise EventSinkError(f"jsonl open {path}: {os_error_text(error)}") from error
+        cure = "; it is a FIFO that nobody reads: start its reader first" if error.errno == errno.ENXIO else ""
+        raise EventSinkError(f"jsonl open {path}: {os_error_text(error)}{cure}") from error
     except ValueError as error:  # a NUL byte in the name
         raise EventSinkError(f"jsonl open {path!r}: {error}") from error
     return descriptor

@@ -164,3 +164,9 @@ def test_processes_share_a_file_without_mixing_lines(path: Path) -> None:
     assert sorted(lines) == sorted(letter * 3000 + str(number) for letter in "abc" for number in range(300))
     for letter in "abc":
         assert [line for line in lines if line[0] == letter] == [letter * 3000 + str(number) for number in range(300)]
+
+
+def test_a_fifo_that_nobody_reads_is_named_as_such(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events")
+    with pytest.raises(EventSinkError, match=r"No such device or address \(os error 6\); it is a FIFO that nobody reads: start its reader"):
+        JsonlSink(str(tmp_path / "events"))
