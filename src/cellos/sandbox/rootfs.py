@@ -48,7 +48,10 @@ ETC_FILES = {
     "hostname": "cell\n",
 }
 ETC_COPIED = ("ld.so.cache", "localtime", "ssl/openssl.cnf")
-ETC_BOUND = ("alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies")
+ETC_BOUND = (
+    "alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies",
+    *sorted(name for name in os.listdir("/etc") if name.startswith("java-")),  # into which /usr/lib/jvm of Debian has links
+)  # fmt: skip
 CPU_LIST = "sys/devices/system/cpu/online"
 """The one file of /sys that libc reads, to count processors."""
 

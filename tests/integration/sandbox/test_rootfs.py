@@ -74,6 +74,11 @@ def test_etc_has_nothing_else_of_the_host(said: Said) -> None:
     assert "shadow" not in allowed
 
 
+@pytest.mark.parametrize("name", [name for name in rootfs.ETC_BOUND if os.path.isdir(f"/etc/{name}")])
+def test_directories_of_etc_that_runtimes_need_are_the_hosts(said: Said, name: str) -> None:
+    assert set(said(f"ls -A /etc/{name}").split()) == set(os.listdir(f"/etc/{name}"))
+
+
 def test_who_and_where_a_program_is(said: Said) -> None:
     assert said("id; hostname; pwd; echo $HOME; cat /proc/sys/kernel/hostname").splitlines() == [
         "uid=1000(cell) gid=1000(cell) groups=1000(cell)",
