@@ -315,6 +315,7 @@ class TestValidate:
             ({"CELLOS_AUTHZ_POLICY_PATH": "/nowhere"}, {}),
             ({"CELLOS_TRUST_VERIFY_KEYS_PATH": "/nowhere"}, {}),
             ({"CELLOS_EVENT_SIGNING": "rsa"}, {}),
+            ({"CELLOS_RUN_ARGV0_ALLOW_PREFIXES": "/opt"}, {}),
             ({"CELLOS_EVENTS_SUBJECT_TEMPLATE": "a..b"}, {}),
             ({MISSING: "unshare"}, {}),
         ],

@@ -35,7 +35,7 @@ TERMINATED = "supervisor_terminated"
 LOST = "the cell's init process ended unexpectedly"
 OUTPUT_LOST = "output was lost: it was not read in time"
 LOST_COMMAND = f"{LOST} after the command had started"
-NO_LEASES = "runtimeLeasedBroker is not supported by this secret broker"
+NO_LEASES = "runtimeLeasedBroker is not supported by this secret broker; set spec.run.secretDelivery to runtimeBroker or env"
 
 
 class Events(Protocol):
@@ -228,9 +228,16 @@ def _declare(cell: LiveCell, spec: CellSpec, deps: Deps) -> None:
         raise _RunError(f"cannot enforce spec.run.limits: nothing limits {what} on this host, and the profile is hardened")
 
 
+def needs_leases(spec: CellSpec) -> bool:
+    """Whether its secrets, if it has any, are to be leased, which no broker does."""
+    return bool(
+        spec.run is not None and spec.run.secret_delivery == "runtimeLeasedBroker" and (spec.identity or spec.authority.secret_refs)
+    )
+
+
 def _resolve_secrets(spec: CellSpec, deps: Deps, notes: _Notes) -> dict[str, str]:
     """The identity's credential first, then the secrets in order; nothing is fetched twice."""
-    leased = spec.run is not None and spec.run.secret_delivery == "runtimeLeasedBroker"
+    leased = needs_leases(spec)
     values: dict[str, str] = {}
     if spec.identity is not None:
         values[spec.identity.secret_ref] = _materialize(spec.identity, deps, leased=leased)

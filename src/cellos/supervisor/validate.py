@@ -1,7 +1,7 @@
 """`--validate`: everything that can be said of a document without running it, as JSON.
 
 The operator's policies, keys, tokens and settings are held against it as in a run; no state directory, backend, broker, sink or store is
-opened. What depends on the host is not asked: a document may be checked where it cannot be run.
+opened. What depends on the host is not asked, nor whether a broker has a secret: a document may be checked where it cannot be run.
 """
 
 import time
@@ -10,12 +10,13 @@ from collections.abc import Callable
 import msgspec
 
 from cellos.artifacts.targets import open_targets
-from cellos.core.documents import ExecutionCell
-from cellos.errors import Unenforceable
+from cellos.core.documents import CellSpec, ExecutionCell
+from cellos.errors import SecretBrokerError, Unenforceable
 from cellos.eventlog.subject import read_subject_settings, resolve_subject
 from cellos.supervisor import admission, trust
-from cellos.supervisor.compose import check_output, read_signer, refuse_backend, refuse_broker, run_identity
+from cellos.supervisor.compose import check_output, make_broker, read_signer, refuse_backend, refuse_broker, run_identity
 from cellos.supervisor.config import Config, Fallback, refuse_fallbacks
+from cellos.supervisor.run import NO_LEASES, needs_leases
 
 
 def summary(config: Config, document: ExecutionCell, *, path: str, digest: str, warn: Callable[[str], None]) -> bytes:
@@ -31,6 +32,9 @@ def summary(config: Config, document: ExecutionCell, *, path: str, digest: str, 
             refuse_fallbacks([Fallback(variable=each.variable, value=each.value, reason=each.reason) for each in targets.fallbacks])
         trust.check_policies(run, spec, config, files)
         admission.check(spec)
+        _check_secrets(spec, run.cell_id, config)
+        if spec.run is not None and config.argv0_prefixes:
+            admission.program_check(config.argv0_prefixes)(spec.run.argv)
         if config.backend == "linux":
             from cellos.backends.linux import refused_anywhere
 
@@ -80,6 +84,21 @@ def _check_settings(config: Config, warn: Callable[[str], None]) -> None:
         warn(warning)
     if config.broker == "vault-approle":
         warn(refuse_broker(config))
+
+
+def _check_secrets(spec: CellSpec, cell_id: str, config: Config) -> None:
+    """What can be said of them without asking who has them. Raises SecretBrokerError."""
+    if needs_leases(spec):
+        raise SecretBrokerError(NO_LEASES)
+    if config.broker != "memory":
+        return
+    # Nobody hands it anything here.
+    broker = make_broker(config)
+    for key in (*([spec.identity.audience] if spec.identity else []), *(spec.authority.secret_refs or ())):
+        try:
+            broker.resolve(key, cell_id=cell_id)
+        except SecretBrokerError as error:
+            raise SecretBrokerError(f"{error.text}; set CELLOS_BROKER to env, file or github-oidc") from error
 
 
 def _default_sink(config: Config) -> str:

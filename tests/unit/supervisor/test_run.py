@@ -52,7 +52,7 @@ BEGUN = [STARTED, SECURITY, NETWORK]
 RAN = [SPAWNED, ENFORCED, COMPLETED]
 END = [SUMMARY, BOOKS, DESTROYED]
 
-LEASE = "secret broker: runtimeLeasedBroker is not supported by this secret broker"
+LEASE = "secret broker: runtimeLeasedBroker is not supported by this secret broker; set spec.run.secretDelivery to runtimeBroker or env"
 ONE_ARTIFACT = {"artifacts": [{"name": "a", "path": "a"}]}
 TWO_ARTIFACTS = {"artifacts": [{"name": name, "path": name} for name in ("a", "b")]}
 IDENTITY = {"kind": "federatedOidc", "provider": "p", "audience": "https://aud", "secretRef": "TOKEN"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cellos.core.documents import ExecutionCell, parse_execution_cell
-from cellos.errors import CellosError, ConfigError, ExportError, InvalidSpec, Unenforceable
+from cellos.errors import CellosError, ConfigError, ExportError, InvalidSpec, SecretBrokerError, Unenforceable
 from cellos.supervisor.config import read_config
 from cellos.supervisor.trust import Rejected
 from cellos.supervisor.validate import summary
@@ -100,6 +100,10 @@ def test_backends_and_brokers_that_are_not_built_are_told_as_such(tmp_path: Path
     assert all("its settings are right, but it is not built yet" in warning for warning in warnings)
 
 
+LEASED = {"argv": ["/usr/bin/true"]}
+IDENTITY = {"kind": "federatedOidc", "provider": "github", "audience": "sts", "secretRef": "TOKEN"}
+SECRET = {"authority": {"secretRefs": ["TOKEN"]}}
+PROGRAMS = {"CELLOS_RUN_ARGV0_ALLOW_PREFIXES": "/usr/bin"}
 PACK = {"apiVersion": "cellos.io/v1", "kind": "PolicyPack", "spec": {"id": "strict", "rules": {"maxLifetimeTtlSeconds": 30}}}
 ARTIFACT = {"artifacts": [{"name": "a", "path": "a"}]}
 TOKEN = {
@@ -120,6 +124,22 @@ TOKEN = {
         (document(), {"CELL_OS_EVENTS_SUBJECT": "a..b"}, ConfigError, "CELL_OS_EVENTS_SUBJECT"),
         (document(authority={"authorityDerivation": TOKEN}), {}, InvalidSpec, "unknown role: ci"),
         (document(authority={"secretRefs": ["PATH"]}), {}, Unenforceable, "secretRefs[0]"),
+        (
+            document(run=LEASED, **SECRET),
+            {"CELLOS_BROKER": "env"},
+            SecretBrokerError,
+            "; set spec.run.secretDelivery to runtimeBroker or env",
+        ),
+        (
+            document(run=LEASED, identity=IDENTITY, **SECRET),
+            {"CELLOS_BROKER": "env"},
+            SecretBrokerError,
+            "runtimeLeasedBroker is not supported",
+        ),
+        (document(**SECRET), {}, SecretBrokerError, 'no value was handed over for secret key "TOKEN"; set CELLOS_BROKER to env,'),
+        (document(identity=IDENTITY, **SECRET), {"CELLOS_BROKER": ""}, SecretBrokerError, 'for secret key "sts"; set CELLOS_BROKER'),
+        (document(), PROGRAMS, ConfigError, "CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path"),
+        (document(run={"argv": ["/opt/x"]}), PROGRAMS, ConfigError, 'argv[0] "/opt/x" is not under any allowed prefix'),
         (document(export=ARTIFACT), {}, ExportError, "no export sink is configured"),
         (
             document(export={"targets": [{"kind": "s3", "name": "t", "bucket": "b"}]}),
@@ -133,6 +153,19 @@ def test_what_would_refuse_the_run(of: ExecutionCell, variables: dict[str, str],
     with pytest.raises(kind) as caught:
         text(of, **variables)
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("of", "variables"),
+    [
+        (document(identity=IDENTITY, **SECRET), {"CELLOS_BROKER": "env"}),
+        (document(**SECRET), {"CELLOS_BROKER": "file"}),
+        (document(run=LEASED), PROGRAMS),
+        (document(run=None), PROGRAMS),
+    ],
+)
+def test_what_would_not(of: ExecutionCell, variables: dict[str, str]) -> None:
+    assert said(of, **variables)["specId"] == "cell-1"
 
 
 def test_a_policy_does_too(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ OUR_WORDS = frozenset({"cancelled", "node_lost", "node_drained", "node_restarted
 
 
 def parse_fields(setting: str | None) -> frozenset[str]:
-    """The member names of a setting; None is one that is not set. Raises ConfigError for a list of none, and for a name that must be kept."""
+    """The member names of a setting; None is one that is not set. Raises ConfigError for a list of none, and for a name to be kept."""
     text = (setting or "").strip()
     if not text:
         return frozenset()
