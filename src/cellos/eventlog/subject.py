@@ -5,7 +5,7 @@ First that applies: CELLOS_EVENTS_SUBJECT_TEMPLATE with `{spec_id}`, `{run_id}`,
 
 Whatever a document or a caller supplies fills exactly one token: characters that NATS gives a meaning (`.`, `*`, `>`, white space, control
 characters) and `%` become `%XX` of their UTF-8 bytes, so different values never make the same token. What an operator wrote is his own
-word, and only refused where no message could be published on it.
+word, and only refused where no message could be published on it, or where a brace is left that is no placeholder.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def resolve_subject(settings: SubjectSettings, *, spec_id: str, run_id: str, ten
     """The subject of all events of one run. Raises ConfigError, naming the variable that makes it unusable."""
     if settings.template is not None:
         values = {"spec_id": spec_id, "run_id": run_id, "tenantId": tenant_id or NO_TENANT_IN_TEMPLATE}
-        return _checked(TEMPLATE, _filled(_PLACEHOLDER, settings.template, values))
+        return _checked(TEMPLATE, _filled(TEMPLATE, _PLACEHOLDER, settings.template, values))
     if settings.tenant is not None:
         return _checked(TENANT, ".".join(("cellos.events", *(token(part) for part in (settings.tenant, spec_id, run_id)))))
     if settings.literal is not None:
-        return _checked(LITERAL, _filled(_TENANT_PLACEHOLDER, settings.literal, {"tenantId": tenant_id or NO_TENANT}))
+        return _checked(LITERAL, _filled(LITERAL, _TENANT_PLACEHOLDER, settings.literal, {"tenantId": tenant_id or NO_TENANT}))
     return DEFAULT_SUBJECT
 
 
@@ -81,8 +81,12 @@ def _escaped(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
 
 
-def _filled(placeholder: re.Pattern[str], text: str, values: Mapping[str, str]) -> str:
-    """In one pass: a value that looks like a placeholder is none."""
+def _filled(name: str, placeholder: re.Pattern[str], text: str, values: Mapping[str, str]) -> str:
+    """In one pass: a value that looks like a placeholder is none. Raises ConfigError for a brace that belongs to no placeholder."""
+    rest = placeholder.sub("", text)
+    if "{" in rest or "}" in rest:
+        known = ", ".join(f"{{{each}}}" for each in values)
+        raise ConfigError(f"{name}: {_quoted(text[:200])} has a brace that belongs to no placeholder; known here: {known}")
     return placeholder.sub(lambda match: token(values[match[1]]), text)
 
 

@@ -27,7 +27,6 @@ def test_without_any_variable() -> None:
         ("cellos.{tenantId}.{spec_id}.{run_id}", "cellos.acme.build.run-1"),
         ("{spec_id}.{spec_id}", "build.build"),
         ("fixed", "fixed"),
-        ("a.{other}.{run_id}", "a.{other}.run-1"),
     ],
 )
 def test_a_template_is_filled(template: str, expected: str) -> None:
@@ -50,8 +49,21 @@ def test_the_tenant_variable_is_trimmed() -> None:
     assert subject({TENANT: " acme "}) == "cellos.events.acme.build.run-1"
 
 
-def test_the_literal_takes_the_tenant_and_nothing_else() -> None:
-    assert subject({LITERAL: "x.{tenantId}.{run_id}"}, tenant_id="acme") == "x.acme.{run_id}"
+def test_the_literal_takes_the_tenant() -> None:
+    assert subject({LITERAL: "x.{tenantId}"}, tenant_id="acme") == "x.acme"
+
+
+@pytest.mark.parametrize("text", ["a.{tenant}", "a.{tenantid}.{run_id}", "a.{run_id", "a.run_id}", "a.{}", "a.{{run_id}}"])
+def test_a_brace_that_belongs_to_no_placeholder_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_subject_settings({TEMPLATE: text})
+    assert str(caught.value).startswith(f'{TEMPLATE}: "{text}" has a brace')
+    assert str(caught.value).endswith("; known here: {spec_id}, {run_id}, {tenantId}")
+
+
+def test_the_literal_takes_nothing_but_the_tenant() -> None:
+    with pytest.raises(ConfigError, match=r"CELL_OS_EVENTS_SUBJECT: .*; known here: \{tenantId\}$"):
+        read_subject_settings({LITERAL: "x.{tenantId}.{run_id}"})
 
 
 def test_a_value_that_looks_like_a_placeholder_is_none() -> None:
