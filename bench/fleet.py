@@ -101,6 +101,7 @@ class Place:
         ours = {
             "CELLOS_FLEET_BUCKET": self.bucket,
             "CELLOS_FLEET_SUPERVISOR": str(self.directory / "nothing"),
+            "CELLOS_CELL_BACKEND": "stub",  # this host need not be able to hold a cell
             "CELLOS_FLEET_SLOTS": "1",
             "CELLOS_FLEET_POLL_INTERVAL_MS": "500",
             "CELLOS_STATE_DIR": str(self.directory / "state"),

@@ -247,6 +247,7 @@ def test_the_environment_of_a_cell_opens_no_bucket(queue: Queue) -> None:
     given = {
         "AWS_SECRET_ACCESS_KEY": "s3cr3t", "GOOGLE_APPLICATION_CREDENTIALS": "/x", "SSH_AUTH_SOCK": "/y", "TZ": "UTC", "LANG": "C.UTF-8",
         "NATS_CA_FILE": "/ca.pem", "CELLOS_EXPORT_DIR": "/out", "CELL_OS_USE_NOOP_SINK": "1", "CELLOS_RUN_ID": "not-mine",
+        "CELLOS_CELL_BACKEND": "stub",
     }  # fmt: skip
     spec = document("one", "/bin/true")
     queue.submit(spec)
@@ -351,6 +352,12 @@ def test_an_argument_is_refused_where_there_is_a_bucket(tmp_path: Path) -> None:
         ({"CELLOS_FLEET_SUPERVISOR": "no-such-program"}, "CELLOS_FLEET_SUPERVISOR=no-such-program: no such program"),
         ({"CELLOS_FLEET_BUCKET": "ftp://bucket"}, "no store of this kind"),
         ({"CELLOS_CELL_BACKEND": "none"}, "CELLOS_CELL_BACKEND"),
+        ({"CELL_OS_REQUIRE_JETSTREAM": "1", "NATS_URL": "nats://127.0.0.1:1"}, "JetStream connect failed"),
+        ({"CELLOS_POLICY_PACK_PATH": "/missing"}, "/missing"),
+        ({"CELLOS_EVENT_SIGNING": "bogus"}, "CELLOS_EVENT_SIGNING"),
+        ({"CELL_OS_JSONL_EVENTS": "/nodir/x"}, "/nodir/x"),
+        ({"CELLOS_TEST_FORCE_MISSING_ISOLATION_PRIMITIVES": "all"}, "host is missing isolation primitives"),
+        ({"CELLOS_BROKER": "vault-approle"}, "CELLOS_VAULT_ADDR"),
     ],
 )
 def test_what_would_fail_every_cell_is_told_at_the_start(variables: dict[str, str], why: str, tmp_path: Path) -> None:
@@ -358,7 +365,8 @@ def test_what_would_fail_every_cell_is_told_at_the_start(variables: dict[str, st
         "CELLOS_FLEET_BUCKET": f"file://{tmp_path}/bucket",
         "CELLOS_FLEET_SUPERVISOR": "/bin/true",
         "CELLOS_STATE_DIR": str(tmp_path / "state"),
+        "CELLOS_CELL_BACKEND": "stub",
     }
-    told = run(environment=given | {"CELLOS_STRICT_CONFIG": "1"} | variables)
+    told = run(environment=given | variables)
     assert told.returncode == 1
     assert why in json.loads(told.stdout.splitlines()[-1])["fields"]["error"]

@@ -55,9 +55,9 @@ def _run(config: Config, environment: Mapping[str, str]) -> None:
     from cellos.daemon.process import stop_event
     from cellos.fleet.agent import Agent
     from cellos.fleet.cell import supervisor_environment
+    from cellos.fleet.preflight import check
     from cellos.fleet.store import open_store
     from cellos.sandbox import cgroups
-    from cellos.supervisor.config import read_config as read_supervisor
     from cellos.supervisor.state import evidence_directory
 
     # With control groups version 2, a group with a process in it hands nothing down: we go into a leaf, and our supervisors begin there.
@@ -65,7 +65,7 @@ def _run(config: Config, environment: Mapping[str, str]) -> None:
     # What would fail every cell is found before a spec is blamed for it.
     program = find_program(config.supervisor, environment.get("PATH"))
     given = supervisor_environment(environment, "agent")
-    lenient = read_supervisor(given).allow_unknown_fields
+    lenient = check(given, lambda text: _log.warning(text, extra={"fields": {"node": config.node}})).allow_unknown_fields
     evidence_directory(given)
     store = open_store(config.bucket, environment, request_seconds=config.request_seconds)
     fields = {
