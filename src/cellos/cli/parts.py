@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping
 from cellos.errors import ServerError
 from cellos.eventlog import lifeline
 from cellos.eventlog.connect import pause
-from cellos.eventlog.embedded import end
+from cellos.eventlog.embedded import end, ended_by
 
 GRACE_SECONDS = 10.0
 """What a part has to end in order."""
 STEADY_SECONDS = 30.0
 """A part that ran so long is started again at once."""
 _LONGEST_LINE = 1 << 16
+_FATAL = " fatal"
+"""How the message of the record ends that a service ends with (daemon/process.py)."""
 
 
 class Part:
@@ -47,6 +49,8 @@ class Part:
         self._tell = tell
         self._process: asyncio.subprocess.Process | None = None
         self._started = 0.0
+        self._logged = 0
+        """The size of its log when it was started."""
 
     @property
     def listens(self) -> bool:
@@ -70,8 +74,10 @@ class Part:
         while self._process is not None:
             code = await self._process.wait()
             attempt = 0 if time.monotonic() - self._started > STEADY_SECONDS else attempt + 1
-            why = last_words(self.log)
-            self._tell(f"{self.name} ended with exit code {code} and is started again{f': {why}' if why else ''} (log: {self.log})")
+            by = ended_by(code)
+            why = "" if by else self._last_words()
+            ending = f"ended {f'by {by}' if by else f'with exit code {code}'} and is started again"
+            self._tell(f"{self.name} {ending}{f': {why}' if why else ''} (log: {self.log})")
             await asyncio.sleep(pause(attempt) if attempt > 1 else 0)
             await self._launch()
 
@@ -83,13 +89,17 @@ class Part:
 
     def failure(self, how: str) -> ServerError:
         """That it did not come up, with what it said itself."""
-        return ServerError(f"{self.name} {how}: {last_words(self.log) or 'it said nothing'}; its log is {self.log}")
+        return ServerError(f"{self.name} {how}: {self._last_words() or 'it said nothing'}; its log is {self.log}")
+
+    def _last_words(self) -> str:
+        return last_words(self.log, self._logged)
 
     async def _launch(self) -> None:
         options = [f"--grace={self._grace:g}"] + ([] if self._listener is None else [f"--listen={self._listener}"])
         # -P: nothing is imported from the directory that we happen to be in.
         program = [sys.executable, "-P", "-m", self._module]
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._logged = os.fstat(log).st_size
         try:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-S", lifeline.__file__, *options, *program),
@@ -105,20 +115,27 @@ class Part:
         self._started = time.monotonic()
 
 
-def last_words(path: str) -> str:
-    """Why a part ended, by the last lines of its log: an error that it told, or what is no record of a log. Empty: it did not say."""
+def last_words(path: str, start: int = 0) -> str:
+    """Why a part ended, by what its log has behind `start`: a fatal error, or its very last line if that is no record of success.
+
+    Empty: it did not say. What it complained of while it ran is not why it ended.
+    """
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
+            file.seek(max(start, file.seek(0, os.SEEK_END) - _LONGEST_LINE))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    other = ""
-    for line in reversed(lines):
+    last = ""
+    for distance, line in enumerate(reversed(lines)):
         try:
             record = json.loads(line)
-            if record["level"] == "ERROR":
-                return str(record["fields"].get("error") or record["fields"]["message"])
+            fields, is_error = record["fields"], record["level"] == "ERROR"
+            words = str(fields.get("error") or fields["message"]) if is_error else ""
+            if is_error and str(fields["message"]).endswith(_FATAL):
+                return words
         except (ValueError, LookupError, TypeError, AttributeError):
-            other = other or line
-    return other
+            words = line
+        if distance == 0:
+            last = words
+    return last

@@ -20,6 +20,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 import time
 from collections import deque
@@ -41,6 +42,8 @@ LARGEST_RESERVE = 1 << 30
 _POLL_SECONDS = 0.01
 _STORE_POLL_SECONDS = 1.0
 _STORE_FAILED = "JetStream failed to store"
+_LAST_WORDS = ("[FTL]", "nats-server:")
+"""A server that dies by itself says one of these."""
 
 
 def _processors() -> int:
@@ -62,6 +65,15 @@ async def end(process: asyncio.subprocess.Process, seconds: float) -> None:
         await process.wait()
 
 
+def ended_by(code: int) -> str:
+    """`signal 9 (SIGKILL)`, where one ended a process or what it watched (lifeline.py); else empty."""
+    number = -code if code < 0 else code - 128
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return ""
+
+
 class EmbeddedNats:
     """Use with `async with`, or `start` and `stop`. Then `settings` is how to connect to it; the address outlives restarts.
 
@@ -79,7 +91,7 @@ class EmbeddedNats:
     ) -> None:
         self.directory = os.path.abspath(directory)
         self.log: deque[str] = deque(maxlen=LOG_LINES)
-        """The latest lines that the server wrote."""
+        """The latest lines that the server wrote since its latest start."""
         self.max_store_bytes = 0
         """What all its streams may hold together."""
         self.starts = 0
@@ -191,9 +203,9 @@ class EmbeddedNats:
             await asyncio.wait({ended, failed}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 if self._up.is_set():  # nobody asked for it
-                    self._tell(f"NATS ended with exit code {ended.result()} and is started again; it said: {self._last_words()}")
+                    self._tell(self._ending(ended.result()))
                 return
-            self._tell(f"the store of NATS failed; it is started again when there is room: {self._last_words()}")
+            self._tell(f"the store of NATS failed; it is started again when there is room: {self._said(_STORE_FAILED)}")
             while not ended.done() and _free_bytes(self.directory) < self._reserve() // 2:
                 await asyncio.wait({ended}, timeout=_STORE_POLL_SECONDS)
         finally:
@@ -210,6 +222,7 @@ class EmbeddedNats:
         # Isolated and without site packages: it starts in a third of the time, and reads nothing of the user's.
         command = [sys.executable, "-I", "-S", lifeline.__file__, program, "-c", f"{self.directory}/nats.conf"]
         self._store_failed.clear()
+        self.log.clear()
         self._process = await asyncio.create_subprocess_exec(
             *command,
             stdin=asyncio.subprocess.PIPE,
@@ -236,7 +249,8 @@ class EmbeddedNats:
                     return port
             await asyncio.sleep(_POLL_SECONDS)
         await self._end()
-        raise EventLogError(f"nats-server in {self.directory} did not start: {self._last_words() or 'it said nothing'}")
+        said = self._said(*_LAST_WORDS) or "; ".join(list(self.log)[-2:]) or "it said nothing"
+        raise EventLogError(f"nats-server in {self.directory} did not start: {said}")
 
     async def _end(self) -> None:
         """The process, and what belongs to it."""
@@ -262,9 +276,14 @@ class EmbeddedNats:
             if _STORE_FAILED in text:
                 self._store_failed.set()
 
-    def _last_words(self) -> str:
-        complaints = [line for line in self.log if "[ERR]" in line or "[FTL]" in line or "nats-server:" in line]
-        return "; ".join((complaints or list(self.log))[-2:])
+    def _ending(self, code: int) -> str:
+        """What ended it, which is not what it complained of before."""
+        by = ended_by(code)
+        said = "" if by else self._said(*_LAST_WORDS)
+        return f"NATS ended {f'by {by}' if by else f'with exit code {code}'} and is started again{f'; it said: {said}' if said else ''}"
+
+    def _said(self, *marks: str) -> str:
+        return "; ".join([line for line in self.log if any(mark in line for mark in marks)][-2:])
 
     def _write_config(self, ports: str) -> None:
         store = f"{self.directory}/store"

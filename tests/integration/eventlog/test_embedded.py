@@ -209,9 +209,27 @@ def test_a_server_that_dies_is_started_again_at_the_same_address(tmp_path: Path,
             assert nats.url == url
             assert nats.starts == 3
         assert len(troubles) == 2
-        assert "exit code 137" in troubles[0]
+        assert troubles[0] == "NATS ended by signal 9 (SIGKILL) and is started again"
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (-9, "by signal 9 (SIGKILL)"),
+        (139, "by signal 11 (SIGSEGV)"),
+        (1, "with exit code 1"),
+        (0, "with exit code 0"),
+        (255, "with exit code 255"),
+    ],
+)
+def test_only_what_a_dying_server_says_is_quoted(tmp_path: Path, code: int, how: str) -> None:
+    nats = EmbeddedNats(str(tmp_path))
+    nats.log.extend(["[7] [ERR] 127.0.0.1:1 - authentication error", "[7] [INF] bye"])
+    assert nats._ending(code) == f"NATS ended {how} and is started again"
+    nats.log.append("[7] [FTL] no more")
+    assert nats._ending(code).endswith("started again" if "signal" in how else "started again; it said: [7] [FTL] no more")
 
 
 def test_restart_keeps_the_address_and_complains_of_nothing(tmp_path: Path, open_log: Open, run: Run) -> None:

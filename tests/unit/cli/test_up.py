@@ -124,8 +124,10 @@ class TestNatsPort:
 @pytest.mark.parametrize(
     ("log", "words"),
     [
-        ('{"level":"ERROR","fields":{"message":"m","error":"why"}}\n{"level":"INFO","fields":{"message":"bye"}}\n', "why"),
-        ('{"level":"ERROR","fields":{"message":"m"}}\nnot json\n[]\n', "m"),
+        ('{"level":"ERROR","fields":{"message":"x fatal","error":"why"}}\n{"level":"INFO","fields":{"message":"bye"}}\n', "why"),
+        ('{"level":"ERROR","fields":{"message":"x fatal"}}\nnot json\n[]\n', "x fatal"),
+        ('{"level":"ERROR","fields":{"message":"old"}}\n{"level":"INFO","fields":{"message":"well"}}\n', ""),
+        ('{"level":"INFO","fields":{"message":"well"}}\n{"level":"ERROR","fields":{"message":"m"}}\n', "m"),
         ('{"level":"INFO","fields":{}}\nImportError: x\n', "ImportError: x"),
         ("", ""),
         ("x" * 100_000 + "\nlast\n", "last"),
@@ -134,6 +136,12 @@ class TestNatsPort:
 def test_the_last_words_of_a_server(tmp_path: Path, log: str, words: str) -> None:
     (tmp_path / "log").write_text(log)
     assert last_words(str(tmp_path / "log")) == words
+
+
+def test_of_the_latest_start_only(tmp_path: Path) -> None:
+    before = '{"level":"ERROR","fields":{"message":"x fatal"}}\n'
+    (tmp_path / "log").write_text(f"{before}")
+    assert not last_words(str(tmp_path / "log"), len(before))
 
 
 def test_there_may_be_no_log(tmp_path: Path) -> None:
