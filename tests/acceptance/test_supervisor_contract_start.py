@@ -310,6 +310,10 @@ class TestValidate:
             ({"CELLOS_RUN_TIMEOUT_MS": "0"}, {}),
             ({"CELLOS_EXPORT_HTTP_BASE_URL": "ftp://127.0.0.1/"}, {"export": {}}),
             ({"CELLOS_EXPORT_HTTP_MAX_ATTEMPTS": "0", "CELLOS_EXPORT_HTTP_BASE_URL": "http://127.0.0.1:1/"}, {"export": {}}),
+            (
+                {"CELLOS_CA_BUNDLE": "/nowhere", "CELLOS_EXPORT_HTTP_BASE_URL": "https://127.0.0.1:1/"},
+                {"export": {"artifacts": [{"name": "a", "path": "a"}]}},
+            ),
             ({"CELLOS_POLICY_PACK_PATH": "/nowhere"}, {}),
             ({"CELLOS_AUTHORITY_KEYS_PATH": "/nowhere"}, {}),
             ({"CELLOS_AUTHZ_POLICY_PATH": "/nowhere"}, {}),

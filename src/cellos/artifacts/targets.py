@@ -130,7 +130,10 @@ class Targets:
 
 
 def open_targets(spec: CellSpec, environment: Mapping[str, str], *, sleep: Callable[[float], None] = time.sleep) -> Targets:
-    """Read the variables for this document. Opens no connection. Raises ConfigError; fallbacks are listed, not raised."""
+    """Read the variables that this document uses: none without `export`. Opens no connection.
+
+    Raises ConfigError; fallbacks are listed, not raised.
+    """
     fallbacks: list[Fallback] = []
     stores: dict[str, HttpStore | S3Store] = {}
     for target in (spec.export and spec.export.targets) or ():
@@ -141,7 +144,8 @@ def open_targets(spec: CellSpec, environment: Mapping[str, str], *, sleep: Calla
             store = _s3_target(target, environment, fallbacks, sleep)
         if store is not None:
             stores[target.name] = store
-    return Targets(spec, stores, _default(environment, sleep), tuple(fallbacks))
+    default = None if spec.export is None else _default(environment, sleep)
+    return Targets(spec, stores, default, tuple(fallbacks))
 
 
 def scoped(environment: Mapping[str, str], variable: str, target: str | None) -> tuple[str, str] | None:

@@ -106,6 +106,7 @@ SECRET = {"authority": {"secretRefs": ["TOKEN"]}}
 PROGRAMS = {"CELLOS_RUN_ARGV0_ALLOW_PREFIXES": "/usr/bin"}
 PACK = {"apiVersion": "cellos.io/v1", "kind": "PolicyPack", "spec": {"id": "strict", "rules": {"maxLifetimeTtlSeconds": 30}}}
 ARTIFACT = {"artifacts": [{"name": "a", "path": "a"}]}
+HTTP = {"CELLOS_EXPORT_HTTP_BASE_URL": "https://h.example"}
 TOKEN = {
     "roleRoot": "ci",
     "leafCapability": {"egressRules": [], "secretRefs": []},
@@ -140,6 +141,9 @@ TOKEN = {
         (document(identity=IDENTITY, **SECRET), {"CELLOS_BROKER": ""}, SecretBrokerError, 'for secret key "sts"; set CELLOS_BROKER'),
         (document(), PROGRAMS, ConfigError, "CELLOS_RUN_ARGV0_ALLOW_PREFIXES is set but argv[0] is not an absolute path"),
         (document(run={"argv": ["/opt/x"]}), PROGRAMS, ConfigError, 'argv[0] "/opt/x" is not under any allowed prefix'),
+        (document(export={}), {"CELLOS_EXPORT_HTTP_BASE_URL": "foo"}, ConfigError, "HTTP export sink init"),
+        (document(export=ARTIFACT), {**HTTP, "CELLOS_EXPORT_HTTP_MAX_ATTEMPTS": "0"}, ConfigError, "CELLOS_EXPORT_HTTP_MAX_ATTEMPTS"),
+        (document(export=ARTIFACT), {**HTTP, "CELLOS_CA_BUNDLE": "/missing"}, ConfigError, "CELLOS_CA_BUNDLE: read /missing"),
         (document(export=ARTIFACT), {}, ExportError, "no export sink is configured"),
         (
             document(export={"targets": [{"kind": "s3", "name": "t", "bucket": "b"}]}),
@@ -161,6 +165,7 @@ def test_what_would_refuse_the_run(of: ExecutionCell, variables: dict[str, str],
         (document(identity=IDENTITY, **SECRET), {"CELLOS_BROKER": "env"}),
         (document(**SECRET), {"CELLOS_BROKER": "file"}),
         (document(run=LEASED), PROGRAMS),
+        (document(), {"CELLOS_EXPORT_HTTP_BASE_URL": "foo", "CELLOS_CA_BUNDLE": "/missing"}),
         (document(run=None), PROGRAMS),
     ],
 )
