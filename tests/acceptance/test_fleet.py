@@ -265,6 +265,23 @@ def test_the_environment_of_a_cell_opens_no_bucket(queue: Queue) -> None:
     assert "bucket" not in Path(f"{seen}.fd").read_text()
 
 
+def test_a_cell_that_cannot_be_made_is_told_with_its_error(queue: Queue) -> None:
+    """The agent's own look was before that: its supervisor finds other settings."""
+    variables = {"CELLOS_CELL_BACKEND": "stub", "CELLOS_POLICY_PACK_PATH": str(queue.place / "away")}
+    program = queue.place / "supervisor"
+    program.write_text(program.read_text().replace("import sys;", f"import sys, os; os.environ.update({variables});", 1))
+    queue.submit(document("one", "/bin/true"))
+    agent = queue.agent("n1", CELLOS_CELL_BACKEND="stub")
+    done = queue("wait", "one", "--timeout", f"{SECONDS:.0f}s")
+    agent.send_signal(signal.SIGTERM)
+    assert agent.wait(SECONDS) == 0
+    receipt = queue.receipt("one")
+    assert (receipt["reason"], receipt["exitCode"]) == ("cannot_start", 1)
+    assert str(queue.place / "away") in receipt["detail"]
+    assert (done.returncode, done.stdout) == (1, f"spec/one failed: cannot_start: {receipt['detail']}\n")
+    assert json.loads(queue("show", "one").stdout)["receipts"][0]["detail"] == receipt["detail"]
+
+
 # ---------------------------------------------------------------- the command line
 
 

@@ -23,8 +23,10 @@ from cellos.fleet.config import BUCKET, PREFIX, QUEUE, read_bucket, read_layout
 
 if TYPE_CHECKING:
     from cellos.fleet.queue import AgentRow, Queue, Story
+    from cellos.fleet.records import Receipt
 
 FAILED, TIMED_OUT = 1, 124
+CANNOT_START = "cannot_start"
 REQUEST_SECONDS = 15.0
 LOOK_SECONDS = 1.0
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -228,7 +230,7 @@ def wait(specs: Sequence[str], timeout: int | None, **where: str | None) -> int:
                 if progress is None or progress.is_open or progress.last is None:
                     open_ones.append(id)
                     continue
-                why = f": {visible(progress.last.reason)}" if progress.last.reason and progress.last.outcome == "failed" else ""
+                why = _why(progress.last)
                 click.echo(f"spec/{id} {progress.last.outcome}{why}")
                 code = code if progress.last.outcome == "completed" else FAILED
             left = open_ones
@@ -240,6 +242,13 @@ def wait(specs: Sequence[str], timeout: int | None, **where: str | None) -> int:
         return code
 
     return _on_queue(ended, where)
+
+
+def _why(receipt: Receipt) -> str:
+    """Why it failed, on the same line. What has a word of its own has a detail that says more."""
+    parts = [receipt.reason, receipt.detail] if receipt.reason == CANNOT_START else [receipt.reason]
+    told = ": ".join(visible(part) for part in parts if part)
+    return f": {told}" if told and receipt.outcome == "failed" else ""
 
 
 async def _patiently(answer: Coroutine[Any, Any, _T]) -> _T | None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cellos.supervisor.config import Config
 
 DEFAULT_SPEC = "contracts/examples/execution-cell-minimal.valid.json"
+_ERROR_FD = "CELLOS_ERROR_FD"
 LEVELS = ("off", "error", "warn", "info", "debug", "trace")
 
 HELP = """\
@@ -82,6 +83,8 @@ def _main(arguments: list[str]) -> int:
         case [first, *_] if first.startswith("-") and first != "-":
             raise _UsageError(f"unknown option {first}")
     path = _one_path(arguments)
+    if _ERROR_FD in os.environ:
+        _keep(os.environ[_ERROR_FD])
     launcher = None
     try:
         if os.environ.get("CELLOS_CELL_BACKEND", "linux") in ("", "linux"):
@@ -91,6 +94,14 @@ def _main(arguments: list[str]) -> int:
     finally:
         if launcher is not None:
             launcher.close()
+
+
+def _keep(descriptor: str) -> None:
+    """It is for us, not for what we start."""
+    try:
+        os.set_inheritable(int(descriptor), False)
+    except (OSError, ValueError, OverflowError):
+        pass
 
 
 def _one_path(arguments: "Sequence[str]") -> str:
@@ -105,10 +116,20 @@ def _guarded(work: "Callable[[], int]") -> int:
     try:
         return work()
     except (HostBackendError, ArgvTooLarge) as error:
-        say(f"Error: cell create: {error}")
+        _refuse(f"cell create: {error}")
     except CellosError as error:
-        say(f"Error: {error}")
+        _refuse(str(error))
     return 1
+
+
+def _refuse(text: str) -> None:
+    """No cell was made: say it to people, and to whoever started us and wants to know why."""
+    say(f"Error: {text}")
+    if _ERROR_FD in os.environ:
+        try:
+            os.write(int(os.environ[_ERROR_FD]), text.encode(errors="replace"))
+        except (OSError, ValueError, OverflowError):
+            pass
 
 
 def _run(path: str, launcher: "Launcher | None") -> int:

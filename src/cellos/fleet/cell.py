@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import BinaryIO
 
 import msgspec
 
@@ -27,8 +28,10 @@ PREFIXES = ("CELLOS_", "CELL_OS_")
 OURS = "CELLOS_FLEET_"
 JSONL = "CELL_OS_JSONL_EVENTS"
 SINKS = (JSONL, "NATS_URL", "CELL_OS_REQUIRE_JETSTREAM", "CELL_OS_USE_NOOP_SINK")
+ERROR_FD = "CELLOS_ERROR_FD"
 CANNOT_START = 127
 """Of the lifeline, and of shells."""
+LONGEST_DETAIL = 1000
 
 
 def supervisor_environment(environment: Mapping[str, str], run_id: str) -> dict[str, str]:
@@ -42,8 +45,10 @@ def supervisor_environment(environment: Mapping[str, str], run_id: str) -> dict[
 class Cell:
     """One attempt. `until` and `extend` are times of CLOCK_BOOTTIME, after which the cell does not run."""
 
-    def __init__(self, process: asyncio.subprocess.Process, run_id: str, record: str | None, offset: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, told: BinaryIO, run_id: str, record: str | None, offset: int) -> None:
+        """`told`: where the supervisor writes why it could not make a cell."""
         self._process = process
+        self._told = told
         self._run_id = run_id
         self._record = record
         self._offset = offset
@@ -58,22 +63,25 @@ class Cell:
             given[JSONL] = f"{evidence_directory(given)}/{run_id}.jsonl"
         record = given.get(JSONL) or None
         offset = _size(record)
+        told = os.fdopen(_in_memory(b""), "rb")
         descriptor = _in_memory(spec)
         try:
+            given[ERROR_FD] = str(told.fileno())
             options = (f"--stdin={descriptor}", f"--until={until}")
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", lifeline.__file__, *options, supervisor, "-",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=2,
                 env=given,
-                pass_fds=(descriptor,),
+                pass_fds=(descriptor, told.fileno()),
                 start_new_session=True,  # a key press meant for us is not for the cells
             )  # fmt: skip
         except OSError as error:
+            told.close()
             raise ConfigError(f"cannot start a cell: {os_error_text(error)}") from error
         finally:
             os.close(descriptor)
-        return cls(process, run_id, record, offset)
+        return cls(process, told, run_id, record, offset)
 
     def extend(self, until: float) -> None:
         """The lease was renewed."""
@@ -94,11 +102,15 @@ class Cell:
         if self._process.stdin is not None:
             self._process.stdin.close()
         events, reason = await asyncio.to_thread(_evidence, self._record, self._offset, self._run_id)
-        if code == CANNOT_START and events is None:
+        with self._told as told:
+            told.seek(0)  # it is one open file, written by the supervisor
+            detail = " ".join(told.read(4 * LONGEST_DETAIL).decode(errors="replace").split())[:LONGEST_DETAIL] or None
+        if reason is None and code != 0 and (detail is not None or (code == CANNOT_START and events is None)):
             reason = "cannot_start"
         return Ending(
             outcome="completed" if code == 0 else "failed",
             reason=reason,
+            detail=detail if code != 0 else None,
             exit_code=code,
             started_at=rfc3339(self._started_ns),
             ended_at=rfc3339(time.time_ns()),

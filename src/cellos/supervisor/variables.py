@@ -37,6 +37,7 @@ SECTIONS = (
         _rows(
             ("CELLOS_CELL_BACKEND", "`linux`", "what isolates; `stub` isolates nothing, `firecracker` and `gvisor` only check their settings", "an error; never falls back"),
             ("CELLOS_RUN_ID", "a new UUIDv7", "run id in events and subjects, at most 256 printable characters", "an error"),
+            ("CELLOS_ERROR_FD", "none", "number of an open descriptor that also gets the reason when no cell could be made", "left out"),
             ("CELLOS_RUN_TIMEOUT_MS", "none", "cap on the command's time in ms, an integer above 0", "an error"),
             ("CELLOS_RUN_ARGV0_ALLOW_PREFIXES", "any program", "directories, separated by commas, that the program's absolute path must be under, without `..`", "an error"),
             ("CELLOS_ALLOW_UNKNOWN_FIELDS", "off", "unknown members of a document are dropped, not refused", ON),
