@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from cellos.core import observations
 from cellos.core.documents import CellSpec, ExecutionCell
-from cellos.core.documents.parse import syntax_of
+from cellos.core.documents.parse import Syntax, syntax_of
 from cellos.core.events import Draft, RunIdentity
 from cellos.core.ids import rfc3339
 from cellos.errors import CellosError, ConfigError, InvalidSpec, SpecSyntaxError, os_error_text
@@ -81,20 +81,20 @@ def load(config: Config, now_ns: Callable[[], int]) -> Trust:
     if (path := config.authority_keys) is not None:
         from cellos.core.derivation import read_authority_keys
 
-        keys = _read("CELLOS_AUTHORITY_KEYS_PATH", "authority keys", path, read_authority_keys)
+        keys = _read("CELLOS_AUTHORITY_KEYS_PATH", "authority keys", path, lambda raw, _: read_authority_keys(raw), only_json=True)
     notices = tuple(_keyset(config, now_ns()))
     if (path := config.policy_pack) is not None:
         from cellos.core.policy import read_policy_pack
 
-        def read_pack(raw: bytes) -> "PolicyPack":
-            return read_policy_pack(raw, allow_downgrade=config.allow_downgrade, syntax=syntax_of(str(config.policy_pack), raw))
+        def read_pack(raw: bytes, syntax: Syntax) -> "PolicyPack":
+            return read_policy_pack(raw, allow_downgrade=config.allow_downgrade, syntax=syntax)
 
         pack = _read("CELLOS_POLICY_PACK_PATH", "policy pack", path, read_pack)
     if (path := config.authz_policy) is not None:
         from cellos.core.policy import read_authorization_policy
 
-        def read_policy(raw: bytes) -> "AuthorizationPolicy":
-            return read_authorization_policy(raw, syntax=syntax_of(str(config.authz_policy), raw))
+        def read_policy(raw: bytes, syntax: Syntax) -> "AuthorizationPolicy":
+            return read_authorization_policy(raw, syntax=syntax)
 
         policy = _read("CELLOS_AUTHZ_POLICY_PATH", "authorization policy", path, read_policy)
     return Trust(authority_keys=keys, pack=pack, policy=policy, notices=notices)
@@ -231,15 +231,18 @@ def _understood_envelope(path: str, read: Callable[[bytes], T]) -> T:
         raise ConfigError(f"JSON parse error in {path}: {error.text}") from error
 
 
-def _read(variable: str, what: str, path: str, understand: Callable[[bytes], T]) -> T:
+def _read(variable: str, what: str, path: str, understand: Callable[[bytes, Syntax], T], *, only_json: bool = False) -> T:
     """An operator's file, understood. Raises ConfigError."""
     from cellos.supervisor.keyfiles import read_unlinked
 
+    syntax: Syntax = "json"
     try:
-        return understand(read_unlinked(path))
+        raw = read_unlinked(path)
+        syntax = "json" if only_json else syntax_of(path, raw)
+        return understand(raw, syntax)
     except OSError as error:
         raise ConfigError(f"{variable}: cannot read '{path}': {os_error_text(error)}") from error
     except SpecSyntaxError as error:
-        raise ConfigError(f"{variable}: JSON parse error in '{path}': {error.text}") from error
+        raise ConfigError(f"{variable}: {syntax.upper()} parse error in '{path}': {error.text}") from error
     except CellosError as error:
         raise ConfigError(f"{variable}: invalid {what} in '{path}': {error.text}") from error

@@ -108,6 +108,15 @@ class TestFiles:
         assert files.refused(**{variable: path}).startswith(f"{variable}: JSON parse error in '{path}': line 1 column 2: ")
 
     @each_file
+    @pytest.mark.parametrize("name", ["README.md", "file.yaml"])
+    def test_the_words_are_those_of_the_syntax_that_was_tried(
+        self, files: Files, variable: str, what: str, content: object, name: str
+    ) -> None:
+        path = files.write(name, b"a: [")
+        tried = "JSON" if what == "authority keys" else "YAML"
+        assert files.refused(**{variable: path}).startswith(f"{variable}: {tried} parse error in '{path}': line ")
+
+    @each_file
     def test_one_that_is_something_else(self, files: Files, variable: str, what: str, content: object) -> None:
         """A map of roles has no kind: what is no map of texts is no JSON of that form."""
         wrong: object = {"ci": 1} if what == "authority keys" else {**PACK, "kind": "Else"}
