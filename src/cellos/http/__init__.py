@@ -63,7 +63,11 @@ def read_body(response: httpx2.Response, most: int) -> bytes:
 
 
 def fault_text(error: Exception) -> str:
-    """Why a request failed, without its URL: the operating system's words where it was that."""
+    """Why a request failed, without its URL: the operating system's words where it was that. With the proxy, where there was one."""
+    return _why(error) + "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+
+
+def _why(error: Exception) -> str:
     import ssl
 
     cause: BaseException | None = error

@@ -1,7 +1,7 @@
 """Which proxy a request goes through, by the variables that other programs follow: HTTP_PROXY, HTTPS_PROXY, NO_PROXY.
 
-The spelling in small letters goes first, as in curl. NO_PROXY is a list of names (with everything below them), addresses and networks,
-each with a port or without; `*` is everything.
+The spelling in small letters goes first. (Unlike curl, HTTP_PROXY in capitals counts.) NO_PROXY is a list of names (with everything below
+them), addresses and networks, each with a port or without; `*` is everything.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import httpcore2
 import httpx2
 
+from cellos.core.urls import without_credentials
 from cellos.http.proxies import goes_direct, proxies
 
 _PORTS = {"http": 80, "https": 443}
@@ -33,16 +34,19 @@ class Transport(httpx2.BaseTransport):
         self._deadline = _Deadline(seconds)
         network = _Network(self._deadline)
         self._direct = httpcore2.ConnectionPool(ssl_context=context, network_backend=network)
-        self._proxies = {scheme: _proxy(url, context, network) for scheme, url in proxies(environment).items()}
+        found = proxies(environment)
+        self._proxies = {scheme: _proxy(url, context, network) for scheme, url in found.items()}
+        self._shown = {scheme: without_credentials(url) for scheme, url in found.items()}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         url = request.url
         pool = self._proxies.get(url.scheme, self._direct)
         if pool is not self._direct and goes_direct(self._environment, url.host, url.port or _PORTS[url.scheme]):
             pool = self._direct
+        proxy = None if pool is self._direct else self._shown[url.scheme]
         self._deadline.start()
         assert isinstance(request.stream, httpx2.SyncByteStream)
-        with _as_httpx2():
+        with _as_httpx2(proxy):
             answer = pool.handle_request(
                 httpcore2.Request(
                     method=request.method,
@@ -160,8 +164,8 @@ def _proxy(url: str, context: ssl.SSLContext, network: _Network) -> httpcore2.HT
 
 
 @contextmanager
-def _as_httpx2() -> Iterator[None]:
-    """httpcore2 and httpx2 have the same errors under the same names."""
+def _as_httpx2(proxy: str | None = None) -> Iterator[None]:
+    """httpcore2 and httpx2 have the same errors under the same names. A note names the proxy: it may be what failed."""
     try:
         yield
     except (
@@ -172,4 +176,7 @@ def _as_httpx2() -> Iterator[None]:
         httpcore2.UnsupportedProtocol,
     ) as error:
         kind: type[httpx2.TransportError] = getattr(httpx2, type(error).__name__)
-        raise kind(str(error)) from error
+        raised = kind(str(error))
+        if proxy is not None:
+            raised.add_note(f"through the proxy {proxy}")
+        raise raised from error

@@ -137,6 +137,21 @@ class TestProxies:
         with client(HTTPS_PROXY=server) as asking, pytest.raises(httpx2.ProxyError, match="501"):
             asking.get("https://nowhere.invalid/x")
 
+    def test_a_failure_names_the_proxy_without_its_password(self, server: str) -> None:
+        refused = f"http://user:hidden@{server}"
+        nobody = "http://user:hidden@127.0.0.1:1"
+        with client(HTTPS_PROXY=refused, HTTP_PROXY=nobody) as asking:
+            for url, proxy, why in (
+                ("https://nowhere.invalid/x", server, "501"),
+                ("http://nowhere.invalid/x", "127.0.0.1:1", "Connection refused"),
+            ):
+                with pytest.raises(httpx2.TransportError) as caught:
+                    asking.get(url)
+                text = http.fault_text(caught.value)
+                assert text.startswith(why)
+                assert text.endswith(f" (through the proxy http://{proxy})")
+                assert "hidden" not in text
+
     @pytest.mark.parametrize("url", ["socks5://user:hidden@host:1080", "http://user:hidden@", "http://user:hidden@host:99999"])
     def test_a_proxy_that_cannot_be_used(self, url: str) -> None:
         with pytest.raises(ConfigError, match=r"^HTTPS_PROXY: .* is not the URL of an HTTP proxy; give http://host:port$") as caught:
