@@ -344,6 +344,8 @@ def test_people_at_a_terminal_are_told_what_to_do_next(queue: Queue) -> None:
         process.wait(SECONDS)
         return re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r\n", "\n")
 
+    assert on_a_terminal("ls") == f"cellos: no such directory: {queue.place}/bucket; cellos-fleet and cellos fleet submit make it\n"
+    (queue.place / "bucket").mkdir()
     alone = "no agent of this queue is there: start one with cellos-fleet\n"
     assert on_a_terminal("ls") == f"no specs here: hand one in with cellos fleet submit FILE\n{alone}"
     [path] = queue.written(document("one", "/bin/true", placement={"poolId": "gpu"}))
@@ -356,6 +358,25 @@ def test_people_at_a_terminal_are_told_what_to_do_next(queue: Queue) -> None:
     # Nothing of that in a pipe.
     piped = queue("ls")
     assert (json.loads(piped.stdout)["agents"], piped.stderr) == ([], "")
+
+
+def test_reading_makes_no_directory(queue: Queue) -> None:
+    for arguments in (["ls"], ["show", "a"], ["retry", "a"], ["wait", "a"]):
+        told = queue(*arguments)
+        assert (told.returncode, told.stdout) == (1, "")
+        assert f"no such directory: {queue.place}/bucket" in told.stderr
+    assert not (queue.place / "bucket").exists()
+
+
+def test_one_document_that_is_refused_does_not_keep_the_others_out(queue: Queue) -> None:
+    good, other = queue.written(document("good", "/bin/true"), document("other", "/bin/true"))
+    bad = queue.place / "bad.json"
+    bad.write_text("{}")
+    told = queue("submit", good, str(bad), str(queue.place / "none.json"), other)
+    assert (told.returncode, told.stdout) == (1, "spec/good submitted\nspec/other submitted\n")
+    assert [line.split(": ")[0] for line in told.stderr.splitlines()] == ["cellos", "cellos"]
+    assert (str(bad) in told.stderr, "cannot read" in told.stderr) == (True, True)
+    assert queue.names("pending") == ["good.json", "other.json"]
 
 
 def test_an_argument_is_refused_where_there_is_a_bucket(tmp_path: Path) -> None:

@@ -228,6 +228,17 @@ def test_urls_that_cannot_be_used(url: str, why: str) -> None:
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "value", ["foo", "localhost:9000", "http://", "ftp://host", "http://host:port", "http://user:secret@host", " http://host"]
+)
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
+def test_an_endpoint_that_is_no_url_is_told_by_its_variable(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name}: not a URL of an S3 API") as told:
+        open_store("bucket", {name: value}, request_seconds=5)
+    assert "secret" not in str(told.value)
+    open_store("bucket", {name: "https://[::1]:9000/path"}, request_seconds=5)
+
+
 def test_nobody_at_the_endpoint_is_not_an_answer() -> None:
     with pytest.MonkeyPatch.context() as patch:
         environment = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE", "AWS_SECRET_ACCESS_KEY": "wJalr"}

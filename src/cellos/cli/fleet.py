@@ -72,19 +72,25 @@ May be repeated: a document that waits already is not handed in twice.
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(allow_dash=True))
 @click.option("--id", "id", metavar="ID", help="Its id in the queue; default spec.id. For one FILE.")
 @_queue_options
-def submit(files: Sequence[str], id: str | None, **where: str | None) -> None:
-    """Hand in documents; - is standard input."""
+def submit(files: Sequence[str], id: str | None, **where: str | None) -> int:
+    """Hand in documents; - is standard input. One that is refused does not keep the others out."""
     if id is not None and len(files) > 1:
         raise click.UsageError("--id is for one document", click.get_current_context())
-    read = [_document(path, id) for path in files]
 
-    async def hand_in(queue: Queue) -> None:
-        for name, raw in read:
-            new = await queue.submit(name, raw)
-            click.echo(f"spec/{name} {'submitted' if new else 'waits already'}")
+    async def hand_in(queue: Queue) -> int:
+        code = 0
+        for path in files:
+            try:
+                name, raw = _document(path, id)
+                new = await queue.submit(name, raw)
+                click.echo(f"spec/{name} {'submitted' if new else 'waits already'}")
+            except (ConfigError, FleetError) as error:
+                say(f"cellos: {error}")
+                code = FAILED
         await _tell_if_alone(queue)
+        return code
 
-    _on_queue(hand_in, where)
+    return _on_queue(hand_in, where, make=True)
 
 
 def _document(path: str, id: str | None) -> tuple[str, bytes]:
@@ -267,8 +273,8 @@ def _id(spec: str) -> str:
     return id
 
 
-def _on_queue(work: Callable[[Queue], Coroutine[Any, Any, _T]], where: dict[str, str | None]) -> _T:
-    """Do it with the queue that is meant. Raises CellosError."""
+def _on_queue(work: Callable[[Queue], Coroutine[Any, Any, _T]], where: dict[str, str | None], *, make: bool = False) -> _T:
+    """Do it with the queue that is meant; `make` the directory, where it is one. Raises CellosError."""
     from cellos.fleet.queue import Queue
     from cellos.fleet.store import open_store
 
@@ -279,7 +285,7 @@ def _on_queue(work: Callable[[Queue], Coroutine[Any, Any, _T]], where: dict[str,
     bucket, layout = read_bucket(environment), read_layout(environment)
 
     async def run() -> _T:
-        store = open_store(bucket, environment, request_seconds=REQUEST_SECONDS)
+        store = open_store(bucket, environment, request_seconds=REQUEST_SECONDS, make=make)
         user = os.environ.get("USER") or str(os.geteuid())
         return await work(Queue(store, layout, who=user, wall_ns=time.time_ns, token=os.urandom(16).hex(), pause=asyncio.sleep))
 

@@ -193,6 +193,11 @@ class Queue:
             raise FleetError(f"{id} is completed: submit it under another id to run it again (--id)")
         if progress.last.again:
             raise FleetError(f"{id} is tried again by itself: attempt {progress.attempt} follows")
+        # In this order: what is removed from the first is in the second by then.
+        for key in (self.layout.pending(id), self.layout.result(id, "failed")):
+            found = await self.store.read(key, MAX_DOCUMENT_BYTES)
+            if found is not None and found.fault is not None:
+                raise FleetError(f"{id} cannot be run: {found.fault}")
         mark = self.layout.again(id, progress.ended)
         again = Again(token=self._token, node=self._who, life="", asked_at=rfc3339(self._wall_ns()))
         # From here on nobody removes what is pending: who looked at the receipts before that has a claim or a lease. We wait for those.

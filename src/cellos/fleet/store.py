@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from obstore import ObjectMeta
     from obstore.store import ObjectStore as Bucket
 
+ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 PAGE = 1000
 CONNECT_SECONDS = 5
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -45,8 +46,10 @@ _CURES = {
 T = TypeVar("T")
 
 
-def open_store(url: str, environment: Mapping[str, str], *, request_seconds: float) -> ObjectStore:
+def open_store(url: str, environment: Mapping[str, str], *, request_seconds: float, make: bool = True) -> ObjectStore:
     """The store that a URL or a bucket's name stands for. `request_seconds` bounds each request. Raises ConfigError.
+
+    `make`: a directory that is not there is made; who only reads does not want that.
 
     The library reads credentials and region by itself, from the environment of the process.
     """
@@ -57,7 +60,7 @@ def open_store(url: str, environment: Mapping[str, str], *, request_seconds: flo
     if scheme == "file":
         if parts.netloc or not parts.path.startswith("/"):
             raise ConfigError(f"{url}: not a directory; write file:///absolute/path")
-        return _open_directory(unquote(parts.path))
+        return _open_directory(unquote(parts.path), make=make)
     if scheme not in {"s3", "gs", "az"}:
         raise ConfigError(f"{url}: no store of this kind; there are s3://, file://, gs:// and az://")
     if not parts.netloc or parts.query or parts.fragment or "@" in parts.netloc:
@@ -65,9 +68,11 @@ def open_store(url: str, environment: Mapping[str, str], *, request_seconds: flo
     return _open_remote(scheme, url, environment, request_seconds)
 
 
-def _open_directory(path: str) -> ObjectStore:
+def _open_directory(path: str, *, make: bool) -> ObjectStore:
     from obstore.store import LocalStore
 
+    if not make and not os.path.isdir(path):
+        raise ConfigError(f"no such directory: {path}; cellos-fleet and cellos fleet submit make it")
     try:
         os.makedirs(path, exist_ok=True)
         return _Store(LocalStore(path), root=path)
@@ -79,11 +84,11 @@ def _open_remote(scheme: str, url: str, environment: Mapping[str, str], request_
     from obstore import store
 
     make: Any = store.from_url  # its overloads want to know the scheme
-    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or environment.get("AWS_ENDPOINT") or ""
+    endpoint = _endpoint(environment) if scheme == "s3" else ""
     options: dict[str, Any] = {
         "timeout": timedelta(seconds=request_seconds),
         "connect_timeout": timedelta(seconds=min(CONNECT_SECONDS, request_seconds)),
-        "allow_http": scheme == "s3" and endpoint.startswith("http://"),
+        "allow_http": endpoint.startswith("http://"),
         "user_agent": "cellos-fleet",
     }
     authority = environment.get("AWS_CA_BUNDLE", "").strip()
@@ -97,6 +102,24 @@ def _open_remote(scheme: str, url: str, environment: Mapping[str, str], request_
         raise ConfigError(f"AWS_CA_BUNDLE={authority}: {os_error_text(error)}") from error
     except Exception as error:
         raise ConfigError(f"{url}: {_text(error)}") from error
+
+
+def _endpoint(environment: Mapping[str, str]) -> str:
+    """The URL that the library will use, if one is set: what is none makes it panic. Raises ConfigError."""
+    found = ""
+    for name in ENDPOINTS:
+        value = environment.get(name, "")
+        if not value:
+            continue
+        try:
+            parts = urlsplit(value)
+            is_one = parts.scheme in {"http", "https"} and bool(parts.hostname) and value == value.strip() and (parts.port or 1) > 0
+        except ValueError:
+            is_one = False
+        if not is_one or "@" in parts.netloc:
+            raise ConfigError(f"{name}: not a URL of an S3 API; write http://HOST[:PORT] or https://HOST[:PORT], without credentials")
+        found = found or value
+    return found
 
 
 async def prove(store: ObjectStore, key: str, bodies: tuple[bytes, bytes]) -> Entry:

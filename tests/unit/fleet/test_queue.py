@@ -163,6 +163,17 @@ def test_what_failed_is_asked_for_again() -> None:
         do(queue(store).retry("a"))
 
 
+@pytest.mark.parametrize("place", ["pending", "failed"])
+def test_what_can_never_be_run_is_not_marked_to_be_tried_again(place: str) -> None:
+    store = MemoryStore()
+    store.put(LAYOUT.receipt("a", 1), receipt(1))
+    store.put(LAYOUT.pending("a") if place == "pending" else LAYOUT.result("a", "failed"), b" " * ((1 << 20) + 1))
+    before = set(store.objects)
+    with pytest.raises(FleetError, match="a cannot be run"):
+        do(queue(store).retry("a"))
+    assert set(store.objects) == before
+
+
 def test_what_is_not_cleared_away_cannot_be_asked_for_again_yet() -> None:
     store = MemoryStore()
     store.put(LAYOUT.receipt("a", 1), receipt(1))
