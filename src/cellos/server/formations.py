@@ -17,7 +17,7 @@ from cellos.server import writes
 from cellos.server.cells import MAX_LIMIT, next_link
 from cellos.server.query import read_query, unsigned
 from cellos.server.replies import Refused, Reply, json_reply, no_content, tagged_reply
-from cellos.server.requests import header, path_uuid, read_body
+from cellos.server.requests import header, if_match, path_uuid, read_body
 from cellos.server.state import ServerState
 
 MAX_DOCUMENT_BYTES = 65536
@@ -76,7 +76,7 @@ async def create_formation(state: ServerState, scope: Scope, receive: Receive) -
 
 async def delete_formation(state: ServerState, scope: Scope, receive: Receive) -> Reply:
     """204, also if it was over already."""
-    await writes.cancel(state, path_uuid(scope))
+    await writes.cancel(state, path_uuid(scope), condition=if_match(scope))
     return no_content()
 
 
@@ -86,7 +86,7 @@ async def delete_formation_by_name(state: ServerState, scope: Scope, receive: Re
     ids = _ids_of(state, name)
     if len(ids) > 1:
         raise Refused(ambiguous_name(name, ids))
-    await writes.cancel(state, ids[0])
+    await writes.cancel(state, ids[0], condition=if_match(scope))
     return no_content()
 
 
@@ -98,7 +98,7 @@ async def report_status(state: ServerState, scope: Scope, receive: Receive) -> R
     report = _read_report(await read_body(scope, receive, MAX_STATUS_BYTES))
     await writes.require_known(state, formation_id)
     phase = phase_of_request(report.state)
-    await writes.report(state, formation_id, phase, reason=report.reason, failed_cells=report.failed_cells)
+    await writes.report(state, formation_id, phase, reason=report.reason, failed_cells=report.failed_cells, condition=if_match(scope))
     return no_content()
 
 

@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from starlette.types import Receive, Scope, Send
 
-from cellos.core.problem import Problem
+from cellos.core.problem import Problem, problem_of_status
 from cellos.errors import CellosError
 
 Header = tuple[bytes, bytes]
@@ -110,9 +110,20 @@ def json_reply(body: bytes, *, status: int = 200, headers: Sequence[Header] = ()
     return Reply(body, status=status, headers=(_JSON, *headers))
 
 
+def entity_tag(body: bytes) -> bytes:
+    """That of a record, whose bytes these are."""
+    return b'"%s"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
+
+
+def require_match(condition: bytes | None, record: bytes) -> None:
+    """RFC 9110, 13.1.1: a list of tags or `*`, compared strongly; None where a request has no condition. Raises Refused: 412."""
+    if condition is not None and not {each.strip() for each in condition.split(b",")} & {entity_tag(record), b"*"}:
+        raise Refused(problem_of_status(412, "If-Match does not hold the ETag of the record as it is now; nothing was done"))
+
+
 def tagged_reply(body: bytes, scope: Scope, etag: bytes | None = None, *, headers: Sequence[Header] = ()) -> Reply:
     """The same with an entity tag: `etag`, or that of the bytes. A request that has these bytes already gets 304 and none of them."""
-    tag = etag or b'"%s"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
+    tag = etag or entity_tag(body)
     headers = ((b"etag", tag), *headers)
     for name, value in scope["headers"]:
         if name == b"if-none-match" and _names(value, tag):

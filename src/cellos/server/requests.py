@@ -67,6 +67,12 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
+def if_match(scope: Scope) -> bytes | None:
+    """The condition of a request, all its headers as one list; None where it has none."""
+    given = [value for key, value in scope["headers"] if key == b"if-match"]
+    return b",".join(given) if given else None
+
+
 def path_uuid(scope: Scope) -> str:
     """The id in the path, as records have it: lower case, with hyphens. Raises Refused."""
     text: str = scope["path_params"]["id"]

@@ -106,14 +106,14 @@ ROUTES = (
                 (404,),
                 shape="FormationRecord",
             ),
-            Operation("DELETE", formations.delete_formation_by_name, "cancel it", 204, (404, 409, 503)),
+            Operation("DELETE", formations.delete_formation_by_name, "cancel it", 204, (404, 409, 412, 503)),
         ),
     ),
     Route(
         "/v1/formations/{id}",
         (
             Operation("GET", formations.get_formation, "one formation", 200, (400, 404), shape="FormationRecord"),
-            Operation("DELETE", formations.delete_formation, "cancel it; again is no error", 204, (400, 404, 503)),
+            Operation("DELETE", formations.delete_formation, "cancel it; again is no error", 204, (400, 404, 412, 503)),
         ),
     ),
     Route(
@@ -124,7 +124,7 @@ ROUTES = (
                 formations.report_status,
                 "say how a formation without specs fares",
                 204,
-                (400, 404, 409, 413, 415, 422, 503),
+                (400, 404, 409, 412, 413, 415, 422, 503),
                 body="StatusReport",
             ),
         ),

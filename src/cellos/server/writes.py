@@ -37,7 +37,7 @@ from cellos.eventlog.api import Ack
 from cellos.eventlog.batch import Message
 from cellos.eventlog.log import EventLog
 from cellos.eventlog.stored import Stored
-from cellos.server.replies import Refused
+from cellos.server.replies import Refused, require_match
 from cellos.server.state import ServerState, unavailable
 
 ATTEMPTS = 8
@@ -123,13 +123,13 @@ async def _is_repeated(state: ServerState, log: EventLog, formation_id: str, for
     return True
 
 
-async def cancel(state: ServerState, formation_id: str) -> None:
+async def cancel(state: ServerState, formation_id: str, *, condition: bytes | None = None) -> None:
     """End a formation. One of which nothing was dispatched is over with this; of another one, what runs has to be ended first.
 
-    Raises Refused.
+    `condition` is the request's If-Match. Raises Refused.
     """
     for _ in range(ATTEMPTS):
-        record, last = await _look(state, formation_id)
+        record, last = await _look(state, formation_id, condition)
         if record.status in TERMINAL:
             return
         phases: tuple[Phase, ...] = ("cancelling", "cancelled")
@@ -143,10 +143,18 @@ async def cancel(state: ServerState, formation_id: str) -> None:
     raise unavailable("too many writers of this formation at once; retry later")
 
 
-async def report(state: ServerState, formation_id: str, phase: Phase, *, reason: str | None, failed_cells: Sequence[str]) -> None:
+async def report(
+    state: ServerState,
+    formation_id: str,
+    phase: Phase,
+    *,
+    reason: str | None,
+    failed_cells: Sequence[str],
+    condition: bytes | None = None,
+) -> None:
     """What somebody outside says of a formation without specs. Raises Refused: 409 where the phase has no place."""
     for _ in range(ATTEMPTS):
-        record, last = await _look(state, formation_id)
+        record, last = await _look(state, formation_id, condition)
         if document_has_specs(record.document):
             raise Refused(driven_by_controller(formation_id))
         try:
@@ -164,8 +172,8 @@ async def require_known(state: ServerState, formation_id: str) -> None:
     await _look(state, formation_id)
 
 
-async def _look(state: ServerState, formation_id: str) -> tuple[FormationRecord, Stored | None]:
-    """A formation and its last event in the log, of the same moment. Raises Refused."""
+async def _look(state: ServerState, formation_id: str, condition: bytes | None = None) -> tuple[FormationRecord, Stored | None]:
+    """A formation and its last event in the log, of the same moment. Raises Refused, also where `condition` does not hold."""
     if state.log is None:
         if state.projection.formation(formation_id) is None:
             raise Refused(formation_not_found(formation_id))
@@ -178,10 +186,11 @@ async def _look(state: ServerState, formation_id: str) -> tuple[FormationRecord,
         raise
     if last is not None:
         await state.applied(last.sequence)
-    record = _record(state, formation_id)
-    if record is None:
+    line = state.projection.formation(formation_id)
+    if line is None:
         raise Refused(formation_not_found(formation_id))
-    return record, last
+    require_match(condition, line)
+    return _decoded(line), last
 
 
 async def _write(
@@ -259,7 +268,11 @@ async def _commit(log: EventLog, messages: Sequence[Message]) -> Ack:
 
 def _record(state: ServerState, formation_id: str) -> FormationRecord | None:
     line = state.projection.formation(formation_id)
-    return msgspec.json.decode(line, type=FormationRecord) if line is not None else None
+    return _decoded(line) if line is not None else None
+
+
+def _decoded(line: bytes) -> FormationRecord:
+    return msgspec.json.decode(line, type=FormationRecord)
 
 
 async def _is_free(state: ServerState, log: EventLog, holder: str) -> bool:

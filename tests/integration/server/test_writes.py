@@ -128,6 +128,23 @@ def test_delete_ends_a_formation_and_frees_its_name(api: Any, log: Any) -> None:
     assert api.get("/v1/formations/by-name/demo").json()["id"] == second
 
 
+def test_a_condition_that_does_not_hold_changes_nothing(api: Any, log: Any) -> None:
+    found = api.create("demo")
+    paths = f"/v1/formations/{found}", "/v1/formations/by-name/demo"
+    tag = api.get(paths[0]).headers["etag"]
+    for condition in ('"other"', f"W/{tag}", "", '"a", "b"'):
+        for answer in (
+            *(api.delete(path, headers={"If-Match": condition}) for path in paths),
+            api.post(f"{paths[0]}/status", json={"state": "RUNNING"}, headers={"If-Match": condition}),
+        ):
+            assert (answer.status_code, answer.json()["type"]) == (412, "/problems/bad-request")
+    assert len(log.read()) == 2
+    assert api.post(f"{paths[0]}/status", json={"state": "LAUNCHING"}, headers={"If-Match": f'"other", {tag}'}).status_code == 204
+    assert api.delete(paths[0], headers={"If-Match": tag}).status_code == 412  # it is another record now
+    assert api.delete(paths[1], headers={"If-Match": "*"}).status_code == 204
+    assert api.get(paths[0]).json()["status"] == "CANCELLED"
+
+
 def test_a_report_is_an_event_and_a_status(api: Any, log: Any) -> None:
     found = api.create()
     course = [("launching", "LAUNCHING"), ("Running", "RUNNING"), ("DEGRADED", "DEGRADED"), ("RUNNING", "RUNNING"), ("FAILED", "FAILED")]
