@@ -203,6 +203,25 @@ class TestStart:
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.endswith("start one: cellos up\n")
 
+    def test_a_control_plane_that_nobody_named(self, commands: Any) -> None:
+        why = f"no `cellos up` runs for {commands.state} (CELLOS_STATE_DIR)"
+        for words in (["apply", "-f", str(EXAMPLES / "formations" / "external.json")], ["delete", "formation", "x", "--yes"]):
+            done = commands.run("cellos", *words)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert f"{why}; start one, or name the control plane that is meant: --server http://127.0.0.1:8080\n" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("words", "why"),
+        [
+            (["up", "--dir", ""], "--dir takes a directory, and is empty"),
+            (["events", "--formation", ""], "--formation takes the name or the id of a formation, and is empty"),
+        ],
+    )
+    def test_an_empty_word_is_wrong_usage(self, commands: Any, words: list[str], why: str) -> None:
+        done = commands.run("cellos", *words)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert why in done.stderr
+
 
 class TestEnd:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

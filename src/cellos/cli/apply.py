@@ -64,7 +64,7 @@ def apply(
         raise click.UsageError("--timeout goes with --wait", ctx)
     document = to_send(path, read(path))
     key = key or new_key()
-    with connected(server, token_file) as found:
+    with connected(server, token_file, writes=True) as found:
         try:
             made = found.apply(document, key=key)
         except (ServerUnreachable, ServerProblem) as error:

@@ -13,7 +13,7 @@ import click
 
 from cellos.cli.run_options import duration
 from cellos.cli.timeline import visible
-from cellos.errors import CellosError, ServerError, ServerProblem, ServerUnreachable
+from cellos.errors import CellosError, ConfigError, ServerError, ServerProblem, ServerUnreachable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -59,12 +59,17 @@ def server_options(command: _Command) -> _Command:
 
 
 @contextmanager
-def connected(server: str | None, token_file: str | None) -> Iterator[Server]:
-    """The control plane that is meant; what goes wrong there says what to do next."""
+def connected(server: str | None, token_file: str | None, *, writes: bool = False) -> Iterator[Server]:
+    """The control plane that is meant; what goes wrong there says what to do next.
+
+    Where a state directory is named and no `cellos up` runs there, another one may be asked, but nothing of it is changed: `writes`.
+    """
     from cellos.client.address import find_server
     from cellos.client.server import Server
 
     address = find_server(os.environ, url=server, token_file=token_file)
+    if writes and os.environ.get("CELLOS_STATE_DIR", "").strip() and (why := _stands_in(address)):
+        raise ConfigError(f"{why}; start one, or name the control plane that is meant: --server {address.url}")
     with Server(address) as found:
         try:
             yield found
@@ -77,12 +82,27 @@ def connected(server: str | None, token_file: str | None) -> Iterator[Server]:
 
 def next_step(error: CellosError, address: Address) -> str:
     """What a user can do about it; empty where the error itself says all."""
+    from httpx2 import RemoteProtocolError
+
     if isinstance(error, ServerUnreachable):
+        if isinstance(error.__cause__, RemoteProtocolError):
+            return "something listens there, but does not answer as cellos-server does"
         return "start one: cellos up" if address.is_here else "is the address right (--server, CELLOS_SERVER), and does a server run there?"
     if isinstance(error, ServerProblem) and error.status == 401:
         what = "give another" if address.token else "give one"
-        return f"{what} token with --token-file or CELLOS_SERVER_API_TOKEN"
+        why = _stands_in(address)
+        return f"{what} token with --token-file or CELLOS_SERVER_API_TOKEN{f'; asked {address.url}, for {why}' if why else ''}"
     return ""
+
+
+def _stands_in(address: Address) -> str:
+    """Why the usual address was asked, though nobody named it; empty where somebody did, or a `cellos up` has it."""
+    from cellos.client.address import find_up
+
+    if address.given or find_up(os.environ) is not None:
+        return ""
+    chosen = os.environ.get("CELLOS_STATE_DIR", "").strip()
+    return f"no `cellos up` runs for {chosen} (CELLOS_STATE_DIR)" if chosen else "no `cellos up` of yours runs"
 
 
 def wants_json(as_json: bool) -> bool:

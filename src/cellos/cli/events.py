@@ -88,6 +88,8 @@ def events(
     FILE is a file of events (JSON lines), RUN the id of a run of `cellos run` or its beginning, - the standard input. Without any of them:
     the latest run.
     """
+    if formation == "":
+        raise click.UsageError("--formation takes the name or the id of a formation, and is empty", ctx)
     if following:
         if source or head or keys or hmac_keys or require_signed or formation:
             raise click.UsageError("--follow shows the events of a control plane: no file and no check of a record goes with it", ctx)

@@ -11,10 +11,11 @@ from cellos.cli.process import say
 from cellos.core.events import parse_event
 from cellos.core.formation.events import phase_of
 from cellos.core.ids import rfc3339
-from cellos.errors import CursorExpired, EvidenceError
+from cellos.errors import CellosError, CursorExpired, EvidenceError
 
 if TYPE_CHECKING:
     from cellos.client.answers import Entry
+    from cellos.client.server import Server
     from cellos.core.events import Event
 
 WIDTH_OF_NAME = 24
@@ -36,7 +37,17 @@ def follow(server: str | None, token_file: str | None, *, since: int | None, sub
                 cursor = max(0, (error.oldest or 1) - 1)
                 if cursor == before:
                     raise  # it would for ever
-                _say(f"{error.text}; going on from there")
+                _say(f"{error.text}{_or_above(found, before, cursor)}; going on from there")
+
+
+def _or_above(found: Server, before: int | None, cursor: int) -> str:
+    """Who gave a number by hand may have given one that the log has not come to."""
+    if before is None or before < cursor:
+        return ""
+    try:
+        return f", or {before} is above the last, {found.end()}"
+    except CellosError:
+        return ""  # the next connection says why
 
 
 def json_line(entry: Entry) -> str:

@@ -99,6 +99,8 @@ def up(bind: str | None, directory: str | None, slots: int | None, node: bool, a
     """Start everything on this machine: NATS, server, controller, node; until Ctrl-C."""
     from cellos.supervisor.state import open_state_directory
 
+    if directory == "":
+        raise click.UsageError("--dir takes a directory, and is empty")
     if slots is not None and not node:
         raise click.UsageError("--slots is how many cells run here, and --no-node says none")
     variables = dict(os.environ)
@@ -357,7 +359,10 @@ def _token(files: Files) -> str:
     if not os.path.exists(files.token):
         _write(files.token, secrets.token_urlsafe(32))
     os.chmod(files.token, 0o600)
-    return read_token(files.token)
+    try:
+        return read_token(files.token)
+    except ConfigError as error:
+        raise ConfigError(f"{files.token} holds no token; remove it and a new one is made") from error
 
 
 def _last_nats_port(files: Files) -> int:
@@ -378,6 +383,8 @@ def _write(path: str, text: str) -> None:
     descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "w") as file:
         file.write(f"{text}\n")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(f"{path}.new", path)
 
 

@@ -8,6 +8,7 @@ import pty
 import signal
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -157,6 +158,29 @@ class TestGet:
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == f"cellos: server: no answer from {url}: Connection refused (os error 111); start one: cellos up\n"
 
+    def test_somebody_else_is_there(self, cellos: Shell) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            url = f"http://127.0.0.1:{other.getsockname()[1]}"
+            greeter = threading.Thread(target=_greet, args=(other,))
+            greeter.start()
+            done = cellos("get", "cells", "--server", url)
+            other.shutdown(socket.SHUT_RDWR)
+            greeter.join()
+        assert done.returncode == 1
+        assert done.stderr.endswith("; something listens there, but does not answer as cellos-server does\n")
+
+
+def _greet(listener: socket.socket) -> None:
+    """As NATS does: whoever connects is told something first."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.sendall(b'INFO {"server_id":"x"}\r\n')
+            connection.recv(65536)
+
 
 class TestApply:
     YAML = "name: demo\ncoordinator: a\nmembers:\n- id: a\n"
@@ -203,11 +227,26 @@ class TestApply:
 class TestDelete:
     @pytest.mark.parametrize("answer", ["y", "YES", " yes "])
     def test_after_a_question(self, plane: Any, cellos: Shell, answer: str) -> None:
-        plane.answers = [lambda _: Response(status_code=204)]
+        plane.answers = [FORMATION, lambda _: Response(status_code=204), FORMATION | {"status": "CANCELLED"}]
         done = cellos("delete", "formation", "demo", text=f"{answer}\n")
         assert (done.returncode, done.stdout) == (0, "formation/demo deleted\n")
         assert done.stderr == "Delete formation 'demo'? This is irreversible. [y/N] "
-        assert [(each.method, each.target) for each in plane.seen] == [("DELETE", "/v1/formations/by-name/demo")]
+        assert [(each.method, each.target) for each in plane.seen] == [
+            (method, "/v1/formations/by-name/demo") for method in ("GET", "DELETE", "GET")
+        ]
+
+    @pytest.mark.parametrize(
+        ("before", "after", "told"),
+        [
+            ("COMPLETED", "COMPLETED", "cellos: it had ended already (COMPLETED) and stays listed\n"),
+            ("RUNNING", "RUNNING", "cellos: its cells are being ended; see: cellos wait formation demo\n"),
+            ("PENDING", "CANCELLED", ""),
+        ],
+    )
+    def test_what_became_of_it(self, plane: Any, cellos: Shell, before: str, after: str, told: str) -> None:
+        plane.answers = [FORMATION | {"status": before}, lambda _: Response(status_code=204), FORMATION | {"status": after}]
+        done = cellos("delete", "formation", "demo", "--yes")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "formation/demo deleted\n", told)
 
     @pytest.mark.parametrize("answer", ["", "\n", "n\n", "yesterday\n"])
     def test_not_without_a_yes(self, plane: Any, cellos: Shell, answer: str) -> None:
@@ -217,7 +256,7 @@ class TestDelete:
         assert plane.seen == []
 
     def test_without_a_question(self, plane: Any, cellos: Shell) -> None:
-        plane.answers = [lambda _: Response(status_code=204)]
+        plane.answers = [FORMATION, lambda _: Response(status_code=204)]  # what became of it cannot be told
         done = cellos("delete", "formation", ID, "-y")
         assert (done.returncode, done.stdout, done.stderr) == (0, f"formation/{ID} deleted\n", "")
         assert plane.seen[0].target == f"/v1/formations/{ID}"
@@ -265,8 +304,8 @@ class TestFollow:
     def test_a_server_that_only_refuses_is_not_asked_for_ever(self, plane: Any, cellos: Shell) -> None:
         plane.streams = [plane.part(0, 4410, "retention-exhausted")] * 3
         done = cellos("events", "--follow", "--since", "5")
-        assert (done.returncode, len(plane.seen)) == (1, 2)
-        assert "the log was made anew" in done.stderr
+        assert (done.returncode, [each.method for each in plane.seen]) == (1, ["WS", "GET", "WS"])
+        assert "no events follow 5: the log was made anew, or 5 is above the last, 0; going on from there" in done.stderr
 
     @pytest.mark.parametrize("arguments", [["x.jsonl", "--follow"], ["--follow", "--require-signed"], ["--since", "1"], ["--server", "x"]])
     def test_wrong_usage(self, cellos: Shell, arguments: list[str]) -> None:

@@ -103,6 +103,13 @@ class TestToken:
         assert up._token(files) == token
         assert os.stat(files.token).st_mode & 0o777 == 0o600
 
+    @pytest.mark.parametrize("text", ["", "\n", "é\n"])
+    def test_one_that_is_damaged_is_not_made_anew_by_itself(self, tmp_path: Path, text: str) -> None:
+        files = Files(str(tmp_path))
+        Path(files.token).write_text(text)
+        with pytest.raises(ConfigError, match=rf"^{files.token} holds no token; remove it and a new one is made$"):
+            up._token(files)
+
 
 class TestNatsPort:
     def test_the_latest_where_it_is_free(self, tmp_path: Path) -> None:
