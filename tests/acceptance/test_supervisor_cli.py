@@ -147,7 +147,8 @@ class TestRuns:
         [
             (
                 {"authority": {"secretRefs": ["TOKEN"]}, "run": {"secretDelivery": "runtimeLeasedBroker"}},
-                "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker",
+                "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker; "
+                "set spec.run.secretDelivery to runtimeBroker or env",
             ),
             (
                 {"authority": {"secretRefs": ["TOKEN"]}},
