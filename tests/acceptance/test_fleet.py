@@ -368,6 +368,20 @@ def test_reading_makes_no_directory(queue: Queue) -> None:
     assert not (queue.place / "bucket").exists()
 
 
+def test_what_no_agent_can_take_is_told(queue: Queue) -> None:
+    (queue.fleet / "pending").mkdir(parents=True)
+    os.mkfifo(queue.fleet / "pending/pipe.json")
+    (queue.fleet / "claimed").mkdir()
+    (queue.fleet / "claimed/bad.json").touch()
+    story = json.loads(queue("show", "pipe").stdout)
+    assert (story["state"], story["fault"]) == ("pending", "not a regular file")
+    [row] = json.loads(queue("ls").stdout)["specs"]
+    assert (row["id"], row["state"]) == ("bad", "claimed")
+    assert "fleet/claimed/bad.json is no claim of ours" in row["damaged"]
+    told = queue("show", "bad")
+    assert (told.returncode, "remove this object" in told.stderr) == (1, True)
+
+
 def test_one_document_that_is_refused_does_not_keep_the_others_out(queue: Queue) -> None:
     good, other = queue.written(document("good", "/bin/true"), document("other", "/bin/true"))
     bad = queue.place / "bad.json"

@@ -49,6 +49,7 @@ PRINTED = {
     errors.CursorExpired("x", oldest=1): ("cursor_expired", "server: x"),
     errors.StoreError("x"): ("store", "object store: x"),
     errors.StoreUnreachable("x"): ("store_unreachable", "object store: x"),
+    errors.RecordDamaged("x"): ("record_damaged", "object store: x"),
     errors.StoreUnfit("x"): ("store_unfit", "object store: x"),
     errors.LeaseLost("x"): ("lease_lost", "object store: x"),
     errors.FleetError("x"): ("fleet", "x"),

@@ -22,11 +22,12 @@ from cellos.errors import CellosError, ConfigError, FleetError, StoreUnreachable
 from cellos.fleet.config import BUCKET, PREFIX, QUEUE, read_bucket, read_layout
 
 if TYPE_CHECKING:
-    from cellos.fleet.queue import AgentRow, Queue, Story
+    from cellos.fleet.queue import AgentRow, Queue, Row, Story
     from cellos.fleet.records import Receipt
 
 FAILED, TIMED_OUT = 1, 124
 CANNOT_START = "cannot_start"
+IRREGULAR = "not a regular file"
 REQUEST_SECONDS = 15.0
 LOOK_SECONDS = 1.0
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -129,7 +130,7 @@ def list_specs(state: str | None, as_json: bool, **where: str | None) -> None:
             print_json({"specs": [msgspec.to_builtins(row) for row in rows], "agents": [msgspec.to_builtins(each) for each in agents]})
             return
         if rows:
-            print_table(("SPEC", "STATE", "SINCE", "NODE"), [(row.id, row.state.upper(), row.since[:19], row.node or "-") for row in rows])
+            print_table(("SPEC", "STATE", "SINCE", "NODE"), [_line(row) for row in rows])
             click.echo()
         if agents:
             told = [
@@ -137,6 +138,9 @@ def list_specs(state: str | None, as_json: bool, **where: str | None) -> None:
                 for each in agents
             ]
             print_table(("AGENT", "STATE", "RUNS", "POOL", "SEEN", "STORE"), told)
+        for row in rows:
+            if row.damaged is not None:
+                say(f"{row.id}: {visible(row.damaged)}")
         if not rows:
             say("no specs here: hand one in with cellos fleet submit FILE" if not every else f"no specs are {state}")
         elif any(row.state == "failed" for row in rows):
@@ -144,6 +148,11 @@ def list_specs(state: str | None, as_json: bool, **where: str | None) -> None:
         await _tell_if_alone(queue, agents)
 
     _on_queue(look, where)
+
+
+def _line(row: Row) -> tuple[str, str, str, str]:
+    state = row.state.upper() + (" (DAMAGED)" if row.damaged is not None else "")
+    return row.id, state, row.since[:19], row.node or "-"
 
 
 async def _tell_if_alone(queue: Queue, agents: Sequence[AgentRow] | None = None) -> None:
@@ -172,6 +181,11 @@ def show(spec: str, as_json: bool, **where: str | None) -> None:
 def _tell(story: Story) -> None:
     since = f" since {story.since[:19]}" if story.since else ""
     click.echo(f"{story.id}: {story.state.upper()}{since}{f', for an agent of pool {visible(story.pool)}' if story.pool else ''}")
+    if story.fault is not None:
+        unseen = "; agents do not see it, or refuse it" if story.fault == IRREGULAR else ""
+        click.echo(f"  cannot be run: {visible(story.fault)}{unseen}")
+    if story.memory_bytes or story.cpu_micros:
+        click.echo(f"  for an agent that has {story.memory_bytes} bytes and {story.cpu_micros} us/s; one with less logs that it is skipped")
     for receipt in story.receipts:
         ended = "" if receipt.exit_code is None else f", exit {receipt.exit_code}"
         click.echo(f"  attempt {receipt.attempt}: {receipt.outcome}{ended}, by {visible(receipt.node)}, {receipt.written_at[:19]}")

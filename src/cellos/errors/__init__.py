@@ -35,6 +35,7 @@
     │   └── SnapshotForeign    snapshot_foreign      of another log, or made with other keys
     ├── StoreError             store                 the object store did not do what it was asked for: nothing was written
     │   ├── StoreUnreachable   store_unreachable     nobody knows what came of it: a write may have been done
+    │   ├── RecordDamaged      record_damaged        an object that an agent wrote is not what it wrote any more
     │   ├── LeaseLost          lease_lost            a claim is no longer ours: nothing about it may be written
     │   └── StoreUnfit         store_unfit           it does not keep a promise without which nothing may be claimed there
     ├── FleetError             fleet                 what is asked of a queue makes no sense as things stand
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from cellos.errors.services import NoStream as NoStream
     from cellos.errors.services import OutcomeUnknown as OutcomeUnknown
     from cellos.errors.services import Rebuild as Rebuild
+    from cellos.errors.services import RecordDamaged as RecordDamaged
     from cellos.errors.services import ServerError as ServerError
     from cellos.errors.services import ServerProblem as ServerProblem
     from cellos.errors.services import ServerUnreachable as ServerUnreachable
@@ -91,6 +93,7 @@ _OF_SERVICES = {
     "NoStream",
     "OutcomeUnknown",
     "Rebuild",
+    "RecordDamaged",
     "ServerError",
     "ServerProblem",
     "ServerUnreachable",

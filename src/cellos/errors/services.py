@@ -146,6 +146,10 @@ class StoreUnreachable(StoreError):
     code = "store_unreachable"
 
 
+class RecordDamaged(StoreError):
+    code = "record_damaged"
+
+
 class LeaseLost(StoreError):
     code = "lease_lost"
 

@@ -19,7 +19,7 @@ from cellos.core.ids import rfc3339
 from cellos.core.need import Need
 from cellos.core.objects import Entry, ObjectStore, Stored
 from cellos.daemon.capacity import Capacity
-from cellos.errors import ConfigError, LeaseLost, StoreError, StoreUnreachable
+from cellos.errors import ConfigError, LeaseLost, RecordDamaged, StoreError, StoreUnreachable
 from cellos.fleet.claims import Claims
 from cellos.fleet.config import SHORTEST_LEASE_MS, Config
 from cellos.fleet.layout import PARTS
@@ -397,6 +397,8 @@ class Agent:
             await work
         except LeaseLost as error:
             _log.warning("a claim is no longer ours", extra=self._fields(error=error.text))
+        except RecordDamaged as error:  # the store is well, and so are all others
+            self._tell_once(f"damaged {error.text}", "cannot go on with a document: one of its records is damaged", error=error.text)
         except StoreError as error:
             self.health.went_wrong(error)
             self._stale = True

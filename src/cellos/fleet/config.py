@@ -39,6 +39,7 @@ SHORTEST_LEASE_MS = 10_000
 LONGEST_MS = 86_400_000
 MOST_SLOTS = 4_096
 MOST_RETRIES = 100
+LONGEST_NODE = 253
 _PREFIX_PART = re.compile(r"[A-Za-z0-9!_.*'()@=+,:-]+")
 
 
@@ -50,7 +51,7 @@ VARIABLES = (
     Variable(SUPERVISOR, f"`{DEFAULT_SUPERVISOR}`", "the program that runs a cell: a path, or a name that is looked up in `PATH`"),
     Variable(POLL_MS, f"{DEFAULT_POLL_MS}", "how often an agent looks for work when there was none"),
     Variable(HEARTBEAT_MS, f"{DEFAULT_HEARTBEAT_MS}", "how often it says that it is there"),
-    Variable(NODE_ID, "the host's name", "its name in logs, claims and receipts"),
+    Variable(NODE_ID, "the host's name", "its name in logs, claims and receipts, at most 253 printable characters"),
     Variable(SLOTS, "the processors that it may use", f"how many cells it runs at once, 1 to {MOST_SLOTS}"),
     Variable(MEMORY_BYTES, "the host's, or its control group's", "memory that declared limits are subtracted from"),
     Variable(CPU_MICROS, "the host's, or its control group's", "processor time, in microseconds per second, likewise"),
@@ -130,7 +131,7 @@ def read_config(environment: Mapping[str, str]) -> Config:
         supervisor=environment.get(SUPERVISOR, "").strip() or DEFAULT_SUPERVISOR,
         poll_ms=_number(environment, POLL_MS, DEFAULT_POLL_MS, 1, LONGEST_MS),
         heartbeat_ms=_number(environment, HEARTBEAT_MS, DEFAULT_HEARTBEAT_MS, 1, LONGEST_MS),
-        node=environment.get(NODE_ID, "").strip() or socket.gethostname() or "unknown-node",
+        node=_node(environment),
         slots=_number(environment, SLOTS, len(os.sched_getaffinity(0)), 1, MOST_SLOTS),
         memory_bytes=_number(environment, MEMORY_BYTES, 0, 1, 2**63 - 1) or host_memory_bytes(),
         cpu_micros=_number(environment, CPU_MICROS, 0, 1, 2**63 - 1) or host_cpu_micros(),
@@ -161,6 +162,13 @@ def _queue(environment: Mapping[str, str]) -> str:
     if queue in PARTS:
         raise ConfigError(f"{QUEUE}: a lane called {queue} would lie in the middle of the default lane; choose another name")
     return queue
+
+
+def _node(environment: Mapping[str, str]) -> str:
+    name = environment.get(NODE_ID, "").strip()
+    if not name.isprintable() or len(name) > LONGEST_NODE:
+        raise ConfigError(f"{NODE_ID}: {name[:80]!r} is no name of at most {LONGEST_NODE} printable characters")
+    return name or socket.gethostname() or "unknown-node"
 
 
 def _identifier(environment: Mapping[str, str], name: str) -> str:

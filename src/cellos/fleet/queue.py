@@ -12,9 +12,9 @@ from msgspec import Struct
 from cellos.core.documents import MAX_DOCUMENT_BYTES
 from cellos.core.ids import rfc3339
 from cellos.core.objects import Entry, ObjectStore
-from cellos.errors import FleetError, StoreUnreachable
+from cellos.errors import FleetError, RecordDamaged, StoreUnreachable
 from cellos.fleet.layout import Layout, numbers
-from cellos.fleet.picks import plan_of
+from cellos.fleet.picks import Plan, plan_of
 from cellos.fleet.progress import Progress, ended_attempts
 from cellos.fleet.records import MOST_BYTES, Again, AgentState, Claim, Lease, Receipt, decode, encode
 
@@ -27,13 +27,14 @@ MISSED_HEARTBEATS, GRACE_NS = 3, 10_000_000_000
 
 
 class Row(Struct, frozen=True, kw_only=True, rename="camel"):
-    """A spec in a list. `since`: when it came there, by the store's clock."""
+    """A spec in a list. `since`: when it came there, by the store's clock. `damaged`: why nothing more is known of it."""
 
     id: str
     state: State
     since: str
     node: str | None = None
     life: str | None = None
+    damaged: str | None = None
 
 
 class AgentRow(Struct, frozen=True, kw_only=True, rename="camel"):
@@ -62,6 +63,11 @@ class Story(Struct, frozen=True, kw_only=True, rename="camel"):
     since: str | None = None
     """When it came where it is."""
     pool: str | None = None
+    memory_bytes: int = 0
+    cpu_micros: int = 0
+    """What an agent has to have for it, in microseconds per second."""
+    fault: str | None = None
+    """Why what waits can never be run."""
     claim: Mapping[str, Any] | None = None
     leases: Mapping[str, Lease] = {}
     held_until: str | None = None
@@ -128,15 +134,23 @@ class Queue:
         return [await self._row(id, state, entry) for id, (state, entry) in sorted(found.items())]
 
     async def _row(self, id: str, state: State, entry: Entry) -> Row:
-        claim = await self._read(Claim, entry.key) if state == "claimed" else None
+        claim, damaged = None, None
+        if state == "claimed":
+            try:
+                claim = await self._read(Claim, entry.key)
+            except RecordDamaged as error:
+                damaged = error.text
         node, life = (claim.node, claim.life) if claim is not None else (None, None)
-        return Row(id=id, state=state, since=rfc3339(entry.modified_ns), node=node, life=life)
+        return Row(id=id, state=state, since=rfc3339(entry.modified_ns), node=node, life=life, damaged=damaged)
 
     async def agents(self, rows: Iterable[Row] = ()) -> list[AgentRow]:
         """The agents of the last day; `rows` say what they run. Those that ended in order are not among them."""
         runs, told = Counter(row.life for row in rows), []
         for entry in await self._entries(self.layout.within("agents")):
-            state: AgentState | None = await self._read(AgentState, entry.key)
+            try:
+                state: AgentState | None = await self._read(AgentState, entry.key)
+            except RecordDamaged:
+                continue  # its agent writes it anew, or is forgotten after a day
             if state is None:
                 continue
             is_lost = self._wall_ns() - entry.modified_ns > MISSED_HEARTBEATS * state.heartbeat_ms * 1_000_000 + GRACE_NS
@@ -172,13 +186,17 @@ class Queue:
                 leases[str(epoch)] = lease
                 held_until = rfc3339(entry.modified_ns + lease.lease_ms * 1_000_000)
         waiting = await self.store.read(self.layout.pending(id), MAX_DOCUMENT_BYTES) if state == "pending" else None
+        plan = plan_of(waiting, allow_unknown_fields=True) if waiting is not None else Plan()
         return Story(
             id=id,
             state=state,
             asked_again=ended_attempts(keys)[1],
             receipts=tuple(receipts),
             since=rfc3339(places[state].modified_ns) if state in places else None,
-            pool=plan_of(waiting, allow_unknown_fields=True).pool if waiting is not None else None,
+            pool=plan.pool,
+            memory_bytes=plan.need.memory_bytes,
+            cpu_micros=plan.need.cpu_micros,
+            fault=plan.fault,
             claim=None if claim is None else {**msgspec.to_builtins(claim), "spec": None},
             leases=leases,
             held_until=held_until if claim is not None else None,

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from cellos.errors import StoreError
+from cellos.errors import RecordDamaged
 from cellos.fleet.layout import Outcome
 
 MOST_BYTES = 8 << 20
@@ -104,11 +104,12 @@ def encode(record: Record) -> bytes:
 
 
 def decode(kind: type[_R], body: bytes, key: str) -> _R:
-    """Raises StoreError for what no agent of ours wrote."""
+    """Raises RecordDamaged for what no agent of ours wrote."""
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
-        raise StoreError(f"{key} is no {kind.__name__.lower()} of ours ({error}); does another program use this prefix?") from error
+        what = f"{key} is no {kind.__name__.lower()} of ours ({error})"
+        raise RecordDamaged(f"{what}; does another program use this prefix? If not, it is damaged: remove this object") from error
 
 
 def token_of(body: bytes) -> Any:

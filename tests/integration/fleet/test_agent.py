@@ -22,7 +22,7 @@ from cellos.fleet import agent as module
 from cellos.fleet.agent import Agent
 from cellos.fleet.config import Config
 from cellos.fleet.layout import Layout
-from cellos.fleet.records import AgentState, Receipt, decode
+from cellos.fleet.records import AgentState, Claim, Receipt, decode, encode
 from cellos.testing.object_store import MemoryStore
 
 LAYOUT = Layout("fleet")
@@ -262,3 +262,25 @@ def test_what_another_program_wrote_is_left_and_told_once(
     run(store, work, lease_ms=40)
     assert messages(caplog).count("cannot go on with a claim") == 1
     assert store.objects[LAYOUT.claimed("theirs")][0] == document("theirs")
+
+
+@pytest.mark.parametrize("part", ["receipt", "lease", "claimed"])
+def test_a_damaged_record_blocks_its_document_alone(run: Any, caplog: pytest.LogCaptureFixture, part: str) -> None:
+    """And until it is removed; the store is well."""
+    store, old = Counting(), MemoryStore(lambda: 0)
+    key = {"receipt": LAYOUT.receipt("a", 1), "lease": LAYOUT.lease("a", 0), "claimed": LAYOUT.claimed("a")}[part]
+    if part == "lease":
+        claim = Claim(token="t", node="n", life="l", lease_ms=10_000, claimed_at="now", spec=document("a"))
+        old.put(LAYOUT.claimed("a"), encode(claim))
+    old.put(key, b"")
+    store.objects |= old.objects
+    store.put(LAYOUT.pending("a"), document("a"))
+    store.put(LAYOUT.pending("b"), document("b"))
+
+    async def work(agent: Agent) -> None:
+        await until(lambda: LAYOUT.result("b", "completed") in store.objects)
+        await until(lambda: any(key in str(getattr(record, "fields", "")) for record in caplog.records))
+        assert agent.health.state == "ok"
+
+    run(store, work)
+    assert not [each for each in messages(caplog) if "object store" in each]

@@ -57,6 +57,8 @@ def test_where_a_queue_lies(given: dict[str, str], base: str) -> None:
         ("LEASE_MS", "9999", "no whole number from 10000"),
         ("SLOTS", "0", "no whole number from 1"),
         ("MEMORY_BYTES", "1G", "no whole number"),
+        ("NODE_ID", "a\x1b[31mb", "printable characters"),
+        ("NODE_ID", "n" * 254, "printable characters"),
         ("RETRIES", "1.5", "no whole number"),
     ],
 )

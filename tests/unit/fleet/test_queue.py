@@ -139,6 +139,30 @@ def test_all_of_one_spec() -> None:
         do(queue(store).show("c"))
 
 
+def test_one_damaged_record_hides_no_other() -> None:
+    store = MemoryStore(lambda: 0)
+    store.put(LAYOUT.claimed("bad"), b"")
+    store.put(LAYOUT.agent("bad"), b"")
+    store.put(LAYOUT.claimed("good"), encode(Claim(token="t", node="n1", life="l", lease_ms=1, claimed_at="now", spec=b"{}")))
+    bad, good = do(queue(store).rows())
+    assert (good.node, good.damaged) == ("n1", None)
+    assert bad.damaged is not None
+    assert bad.damaged.startswith("fleet/claimed/bad.json is no claim of ours")
+    assert bad.damaged.endswith("remove this object")
+    assert do(queue(store).agents()) == []
+
+
+def test_what_waits_says_what_it_needs_or_why_it_cannot_be_run() -> None:
+    store = MemoryStore(lambda: 0)
+    run = {"argv": ["x"], "limits": {"memoryMaxBytes": 1 << 50}}
+    body = {"id": "a", "authority": {}, "lifetime": {"ttlSeconds": 1}, "run": run}
+    store.put(LAYOUT.pending("a"), json.dumps({"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body}).encode())
+    story = do(queue(store).show("a"))
+    assert (story.memory_bytes, story.fault) == (1 << 50, None)
+    store.put(LAYOUT.pending("large"), b" " * ((1 << 20) + 1))
+    assert "at most 1048576 are read" in str(do(queue(store).show("large")).fault)
+
+
 def test_what_waits_says_for_which_pool() -> None:
     store = MemoryStore(lambda: 0)
     body = {"id": "a", "authority": {}, "lifetime": {"ttlSeconds": 1}, "run": {"argv": ["x"]}, "placement": {"poolId": "gpu"}}
