@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cellos.core.evidence.verify import verify
+from cellos.supervisor.run import NO_LEASES
 
 pytestmark = pytest.mark.linux_backend
 
@@ -147,8 +148,7 @@ class TestRuns:
         [
             (
                 {"authority": {"secretRefs": ["TOKEN"]}, "run": {"secretDelivery": "runtimeLeasedBroker"}},
-                "runtime leased broker prepare: secret broker: runtimeLeasedBroker is not supported by this secret broker; "
-                "set spec.run.secretDelivery to runtimeBroker or env",
+                f"runtime leased broker prepare: secret broker: {NO_LEASES}",
             ),
             (
                 {"authority": {"secretRefs": ["TOKEN"]}},
