@@ -128,11 +128,15 @@ def command(**members: object) -> Command:
 
 
 def play(
-    process: FakeProcess, order: Command, script: Callable[[list[int]], None], *, drain_seconds: float | None = None
+    process: FakeProcess, order: Command, script: Callable[[list[int]], None], *, drain_seconds: float | None = None, written: bytes = b""
 ) -> tuple[str, tuple[bytes, bytes, bool]]:
-    """Run the relay while `script` plays the command in a thread: it gets copies of the child ends and owns them. Then the command ends."""
+    """Run the relay while `script` plays the command in a thread: it gets copies of the child ends and owns them. Then the command ends.
+
+    `written`: what stands in standard output before anything else happens; a script that is ended meanwhile may come too late.
+    """
     with Relay(order) as relay:
         ends = [os.dup(end) for end in relay.child_ends]
+        os.write(ends[0], written)
         relay.release_child_ends()
 
         def act() -> None:
@@ -360,12 +364,9 @@ def test_after_an_interrupt_a_stuck_reader_is_not_waited_for(process: FakeProces
     os.write(stopper, b"s")
     pipe.fill()
 
-    def script(ends: list[int]) -> None:
-        os.write(ends[0], b"late")
-        until_ended(process)
-
     try:
-        ended, (_, _, truncated) = play(process, command(stdout=Output(descriptor=pipe.writing), interrupt=stop), script)
+        order = command(stdout=Output(descriptor=pipe.writing), interrupt=stop)
+        ended, (_, _, truncated) = play(process, order, lambda _: until_ended(process), written=b"late")
     finally:
         os.close(stop)
         os.close(stopper)
