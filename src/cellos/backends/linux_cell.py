@@ -354,7 +354,7 @@ def _spawn_step(answer: dict[str, Any]) -> str:
 def _load_what_comes_later() -> None:
     """Init needs 2 ms from its request to its answer: time in which the first run of a process can load what it uses afterwards."""
     import cellos.backends.relay
-    import cellos.sandbox.residue  # noqa: F401
+    import cellos.sandbox.residue  # noqa: F401  # into sys.modules
 
 
 def _wait_for_end(pidfd: int, deadline: float) -> bool:

@@ -130,7 +130,7 @@ def load_msgspec() -> None:
         try:
             import msgspec  # noqa: F401  # into sys.modules
         finally:
-            typing.ForwardRef = forward_reference  # type: ignore[misc]
+            typing.ForwardRef = forward_reference  # type: ignore[misc]  # put back what was there
     finally:
         for name in stand_ins:
             del modules[name]
