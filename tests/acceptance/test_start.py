@@ -33,7 +33,7 @@ def test_nothing_is_loaded_that_takes_long(command: str, tmp_path: Path) -> None
     spec = tmp_path / "spec.json"
     body = {"id": "cell-1", "authority": {}, "lifetime": {"ttlSeconds": 60}, "run": {"argv": ["true"]}}
     spec.write_text(json.dumps({"apiVersion": "cellos.io/v1", "kind": "ExecutionCell", "spec": body}))
-    arguments = {"main": ["run", "--timeout", "30s", "--mem", "64M", "--", "true"], "supervisor": [str(spec)]}[command]
+    arguments = {"main": ["run", "--timeout", "30s", "--", "true"], "supervisor": [str(spec)]}[command]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("CELL_OS_", "CELLOS_"))}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT % (command, LATE), *arguments],
