@@ -97,11 +97,11 @@ def _main(arguments: list[str]) -> int:
 
 
 def _keep(descriptor: str) -> None:
-    """It is for us, not for what we start."""
+    """It is for us, not for what we start. One that is not open now is none: its number may soon be that of a file of ours."""
     try:
         os.set_inheritable(int(descriptor), False)
     except (OSError, ValueError, OverflowError):
-        pass
+        del os.environ[_ERROR_FD]
 
 
 def _one_path(arguments: "Sequence[str]") -> str:

@@ -1,6 +1,8 @@
+import os
+
 import pytest
 
-from cellos.cli.supervisor import _tell
+from cellos.cli.supervisor import _keep, _refuse, _tell
 from cellos.ports import Isolation, Residue
 from cellos.supervisor.compose import Finished
 from cellos.supervisor.config import Config
@@ -25,3 +27,29 @@ def test_what_was_left_behind_is_said_though_the_run_succeeded(capfd: pytest.Cap
     )
     assert _tell(Finished(outcome=outcome, evidence=None), Config()) == 0
     assert capfd.readouterr().err == "cellos-supervisor: left behind: cgroup busy\n"
+
+
+def test_whoever_started_us_hears_why_no_cell_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
+    monkeypatch.setenv("CELLOS_ERROR_FD", str(writing))
+    _keep(str(writing))
+    assert not os.get_inheritable(writing)
+    _refuse("why")
+    os.close(writing)
+    with open(reading, "rb") as file:
+        assert file.read() == b"why"
+
+
+def test_a_number_that_is_no_descriptor_yet_is_never_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    free = str(os.dup(writing))
+    os.close(int(free))
+    monkeypatch.setenv("CELLOS_ERROR_FD", free)
+    _keep(free)
+    assert os.dup(writing) == int(free), "a file of ours has that number now"
+    _refuse("why")
+    for descriptor in (writing, int(free)):
+        os.close(descriptor)
+    with open(reading, "rb") as file:
+        assert file.read() == b""
