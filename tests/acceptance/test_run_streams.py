@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -55,11 +56,13 @@ def runs(argument: str) -> bool:
 
 def test_output_that_is_given_up_is_said_and_recorded(commands: Any, ends: Ends) -> None:
     reading, writing = os.pipe()
-    process = commands.start("cellos", "run", "--", "yes", stdout=writing)
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    script = "head -c 30000 /dev/zero; echo written >&2; exec sleep 1000"  # the cell's own pipe takes what ours does not
+    process = commands.start("cellos", "run", "--", "sh", "-c", script, stdout=writing)
     ends(process)
     os.close(writing)
     try:
-        assert select.select([reading], [], [], 60)[0]
+        assert process.stderr.readline() == "written\n"
         while process.poll() is None:  # the first one asks it to stop; a later one ends the wait for us, who do not read
             process.send_signal(signal.SIGTERM)
             try:
@@ -76,7 +79,7 @@ def test_output_that_is_given_up_is_said_and_recorded(commands: Any, ends: Ends)
     assert completed["outputLost"] is True
     assert verify(lines).verified
     printed = commands.run("cellos", "events")
-    assert ", OUTPUT WAS LOST: yes" in printed.stdout
+    assert ", OUTPUT WAS LOST: sh -c 'head -c 30000" in printed.stdout
 
 
 def test_ctrl_backslash_is_a_stop_like_others(commands: Any, ends: Ends) -> None:
