@@ -161,7 +161,7 @@ def _scoped_name(variable: str, target: str) -> str:
 def _default(environment: Mapping[str, str], sleep: Callable[[float], None]) -> DirectoryStore | HttpStore | None:
     url = scoped(environment, HTTP_URL, None)
     if url is not None:
-        return _http_store(url[1], None, environment, _token(environment, None), sleep)
+        return _http_store(url, None, environment, _token(environment, None), sleep)
     root = environment.get(DIRECTORY, "").strip()
     return _directory(root) if root else None
 
@@ -180,7 +180,7 @@ def _http_target(
 ) -> HttpStore | None:
     url = scoped(environment, HTTP_URL, target.name)
     if url is not None:
-        return _http_store(url[1], target.name, environment, _token(environment, target.name), sleep)
+        return _http_store(url, target.name, environment, _token(environment, target.name), sleep)
     if _required(environment, REQUIRE_HTTP):
         raise ConfigError(f'{REQUIRE_HTTP} is set but no HTTP export base URL is configured for target "{target.name}"')
     from cellos.core.documents.base_url import parse_base_url
@@ -196,7 +196,7 @@ def _http_target(
     shown = without_credentials(target.base_url)
     reason = f'no HTTP export base URL is configured for target "{target.name}"; its baseUrl {shown} is used'
     fallbacks.append(Fallback(variable, "", reason))
-    return _http_store(target.base_url, target.name, environment, None, sleep)
+    return _http_store(("spec.export.targets[].baseUrl", target.base_url), target.name, environment, None, sleep)
 
 
 def _s3_target(
@@ -233,7 +233,7 @@ def _s3_target(
             region=region[1] if region is not None else target.region,
         )
     except ExportError as error:
-        raise ConfigError(f"S3 export sink init: {error}") from error
+        raise ConfigError(f"S3 export sink init: {error} ({url[0]})") from error
 
 
 def _required(environment: Mapping[str, str], flag: str) -> bool:
@@ -242,8 +242,9 @@ def _required(environment: Mapping[str, str], flag: str) -> bool:
 
 
 def _http_store(
-    url: str, target: str | None, environment: Mapping[str, str], token: str | None, sleep: Callable[[float], None]
+    found: tuple[str, str], target: str | None, environment: Mapping[str, str], token: str | None, sleep: Callable[[float], None]
 ) -> HttpStore:
+    name, url = found
     from cellos.artifacts.http import HttpStore
     from cellos.artifacts.upload import Upload
 
@@ -251,7 +252,7 @@ def _http_store(
     try:
         return HttpStore(url, upload, target=target, token=token)
     except ExportError as error:
-        raise ConfigError(f"HTTP export sink init: {error}") from error
+        raise ConfigError(f"HTTP export sink init: {error} ({name})") from error
 
 
 def _token(environment: Mapping[str, str], target: str | None) -> str | None:

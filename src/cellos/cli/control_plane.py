@@ -82,9 +82,13 @@ def connected(server: str | None, token_file: str | None, *, writes: bool = Fals
 
 def next_step(error: CellosError, address: Address) -> str:
     """What a user can do about it; empty where the error itself says all."""
-    from httpx2 import RemoteProtocolError
+    from httpx2 import ProxyError, RemoteProtocolError
 
     if isinstance(error, ServerUnreachable):
+        if isinstance(error.__cause__, ProxyError):
+            return (
+                "the proxy refused it: see HTTP_PROXY and HTTPS_PROXY (http://USER:PASSWORD@HOST:PORT, where it asks for them) and NO_PROXY"
+            )
         if isinstance(error.__cause__, RemoteProtocolError):
             return "something listens there, but does not answer as cellos-server does"
         return "start one: cellos up" if address.is_here else "is the address right (--server, CELLOS_SERVER), and does a server run there?"

@@ -312,7 +312,7 @@ class Server:
             try:
                 answer = self._http.request(method, self.address.url + path, content=body, headers={**self._headers, **(headers or {})})
             except httpx2.TransportError as error:
-                arrived = not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+                arrived = not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError)
                 sent = sent or arrived
                 if pause is None or (arrived and not repeat):
                     raise self._unreachable(error, sent=sent) from error

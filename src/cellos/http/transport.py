@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +25,8 @@ from cellos.http.proxies import goes_direct, proxies
 _PORTS = {"http": 80, "https": 443}
 # A socket's buffer takes this much at once, so that one write does not become many, each with the time of one.
 _PIECE = 1 << 14
+# RFC 9110, 15.5.8: of a proxy, never of the server. As to CONNECT, it is no answer.
+_FROM_THE_PROXY = 407
 
 
 class Transport(httpx2.BaseTransport):
@@ -56,6 +59,9 @@ class Transport(httpx2.BaseTransport):
                     extensions=request.extensions,
                 )
             )
+            if proxy is not None and answer.status == _FROM_THE_PROXY:
+                answer.close()
+                raise httpcore2.ProxyError(f"{answer.status} {HTTPStatus(answer.status).phrase}")
         assert isinstance(answer.stream, Iterable)
         return httpx2.Response(answer.status, headers=answer.headers, stream=_Body(answer), extensions=answer.extensions)
 

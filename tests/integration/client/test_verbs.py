@@ -169,16 +169,29 @@ class TestGet:
         assert done.returncode == 1
         assert done.stderr.endswith("; something listens there, but does not answer as cellos-server does\n")
 
+    def test_a_proxy_is_in_the_way(self, cellos: Shell) -> None:
+        """It asks for a password of its own: that is no word of the control plane."""
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            url = f"http://127.0.0.1:{other.getsockname()[1]}"
+            proxy = threading.Thread(target=_greet, args=(other, b"HTTP/1.1 407 Who are you?\r\nContent-Length: 0\r\n\r\n"))
+            proxy.start()
+            done = cellos("get", "cells", "--server", "http://plane.invalid", http_proxy=url)
+            other.shutdown(socket.SHUT_RDWR)
+            proxy.join()
+        assert (done.returncode, done.stdout) == (1, "")
+        refused = f"no answer from http://plane.invalid: 407 Proxy Authentication Required (through the proxy {url})"
+        assert done.stderr.startswith(f"cellos: server: {refused}; the proxy refused it: see HTTP_PROXY and HTTPS_PROXY ")
 
-def _greet(listener: socket.socket) -> None:
-    """As NATS does: whoever connects is told something first."""
+
+def _greet(listener: socket.socket, greeting: bytes = b'INFO {"server_id":"x"}\r\n') -> None:
+    """As NATS does: whoever connects is told something, whatever was asked."""
     while True:
         try:
             connection, _ = listener.accept()
         except OSError:
             return
         with connection:
-            connection.sendall(b'INFO {"server_id":"x"}\r\n')
+            connection.sendall(greeting)
             connection.recv(65536)
 
 

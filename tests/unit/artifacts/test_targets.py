@@ -190,6 +190,7 @@ class TestUrls:
         with pytest.raises(ConfigError) as caught:
             open_targets(spec(targets), {variable: "ftp://user:hidden@host/x?sig=hidden"})
         assert str(caught.value).startswith(text)
+        assert str(caught.value).endswith(f" ({variable})")
         assert "hidden" not in str(caught.value)
 
     def test_an_s3_target_may_use_the_http_url(self) -> None:
@@ -229,7 +230,10 @@ class TestUrls:
     def test_the_region_of_a_presigned_url_is_compared(self, environment: dict[str, str], region: str) -> None:
         url = "https://archive.s3.{}.example/k?X-Amz-Credential=ID%2F20310401%2F{}%2Fs3%2Faws4_request"
         open_targets(spec([S3]), environment | {"CELLOS_EXPORT_S3_PRESIGNED_URL": url.format(region, region)})
-        with pytest.raises(ConfigError, match=rf"^S3 export sink init: .* is for region mars, the target declares {region}$"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"^S3 export sink init: .* is for region mars, the target declares {region} \(CELLOS_EXPORT_S3_PRESIGNED_URL\)$",
+        ):
             open_targets(spec([S3]), environment | {"CELLOS_EXPORT_S3_PRESIGNED_URL": url.format("mars", "mars")})
 
 

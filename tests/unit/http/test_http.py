@@ -25,6 +25,11 @@ class Echo(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_PUT(self) -> None:
+        self.send_response(407)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # name of the library
         pass
 
@@ -151,6 +156,13 @@ class TestProxies:
                 assert text.startswith(why)
                 assert text.endswith(f" (through the proxy http://{proxy})")
                 assert "hidden" not in text
+
+    def test_what_a_proxy_asks_for_itself_is_no_answer_of_the_server(self, server: str) -> None:
+        with client(HTTP_PROXY=server) as asking, pytest.raises(httpx2.ProxyError) as caught:
+            asking.put("http://nowhere.invalid/x")
+        assert http.fault_text(caught.value) == f"407 Proxy Authentication Required (through the proxy http://{server})"
+        with client() as asking:
+            assert asking.put(f"http://{server}/x").status_code == 407
 
     @pytest.mark.parametrize("url", ["socks5://user:hidden@host:1080", "http://user:hidden@", "http://user:hidden@host:99999"])
     def test_a_proxy_that_cannot_be_used(self, url: str) -> None:
