@@ -148,8 +148,6 @@ def test_a_symbolic_link_is_followed(path: Path, tmp_path: Path) -> None:
 
 WRITER = """
 import sys
-import threading
-from cellos.eventlog import append
 from cellos.eventlog.jsonl import JsonlSink
 sink = JsonlSink(sys.argv[1])
 for number in range(300):
