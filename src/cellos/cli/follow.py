@@ -37,7 +37,7 @@ def follow(server: str | None, token_file: str | None, *, since: int | None, sub
                 cursor = max(0, (error.oldest or 1) - 1)
                 if cursor == before:
                     raise  # it would for ever
-                _say(f"{error.text}{_or_above(found, before, cursor)}; going on from there")
+                _say(f"{error.text}{_or_above(found, before, cursor)}; going on with the oldest there is")
 
 
 def _or_above(found: Server, before: int | None, cursor: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from cellos.cli.process import COMPLETION_VARIABLE
+from cellos.cli.process import COMPLETION_VARIABLE, write_all
 from cellos.errors import CellosError
 
 if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
     from click.shell_completion import CompletionItem
 
     from cellos.sandbox.launcher import Launcher
@@ -98,6 +100,15 @@ class VerbGroup(click.Group):
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
 
+class _Waiting(io.FileIO):
+    """A descriptor that does not block, for writing: what it cannot take now waits."""
+
+    def write(self, data: ReadableBuffer) -> int:
+        view = memoryview(data)
+        write_all(self.fileno(), view)
+        return view.nbytes
+
+
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
         from cellos import __version__
@@ -132,6 +143,9 @@ def dispatch(arguments: Sequence[str], launcher: Launcher | None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cellos, {}, PROGRAM, COMPLETION_VARIABLE, instruction)
+    if not os.get_blocking(1):
+        waiting = io.BufferedWriter(_Waiting(1, "wb", closefd=False))
+        sys.stdout = io.TextIOWrapper(waiting, sys.stdout.encoding, line_buffering=waiting.isatty())
     # What programs print and name is not always text in the caller's encoding.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # ours is a TextIOWrapper
     try:

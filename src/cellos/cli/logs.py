@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cellos.cli.control_plane import complete, connected, server_options
-from cellos.cli.process import say
+from cellos.cli.process import say, write_all
 from cellos.core.output import STREAMS, OutputEnd
 from cellos.errors import ServerError, ServerProblem
 
@@ -139,16 +139,12 @@ class _Writer:
             self._escape = Escaper()
 
     def write(self, data: bytes) -> None:
-        self._write(data if self._escape is None else self._escape(data))
+        write_all(self._descriptor, data if self._escape is None else self._escape(data))
 
     def end(self) -> None:
         """Half a character may have waited for its other half."""
         if self._escape is not None:
-            self._write(self._escape(b"", final=True))
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+            write_all(self._descriptor, self._escape(b"", final=True))
 
 
 def _member(view: FormationView, member_id: str) -> MemberView:

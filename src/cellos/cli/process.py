@@ -51,6 +51,20 @@ def say(text: str) -> None:
         return
 
 
+def write_all(descriptor: int, data: "bytes | memoryview") -> None:
+    """All of it, also where the descriptor does not block: that is as the caller has it, and not ours to change. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            import select
+
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            poll.poll()
+
+
 def leave(code: int) -> "NoReturn":
     """End the process at once. Nothing is left to be closed, and taking the interpreter down would cost 3 ms and more."""
     for stream in (sys.stdout, sys.stderr):

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from cellos.cli.process import OUTPUT_LOST, StopSignals, say
+from cellos.cli.process import OUTPUT_LOST, StopSignals, say, write_all
 
 if TYPE_CHECKING:
     from cellos.client.local import Options
@@ -189,19 +189,11 @@ def _text(name: str, data: bytes) -> dict[str, str]:
 
 def _write(data: bytes, code: int) -> int:
     """All of it to standard output; `code`, or ours where it cannot be written. A reader that went away is no error of ours."""
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(1, view) :]
-        except BlockingIOError:  # the caller's own description of it, and not ours to change
-            import select
-
-            poll = select.poll()
-            poll.register(1, select.POLLOUT)
-            poll.poll()
-        except BrokenPipeError:
-            break
-        except OSError as error:
-            say(f"cellos: {OUTPUT_LOST}{error.strerror}")
-            return OURS
+    try:
+        write_all(1, data)
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        say(f"cellos: {OUTPUT_LOST}{error.strerror}")
+        return OURS
     return code

@@ -309,7 +309,7 @@ class TestFollow:
             ],
         )
         assert err.splitlines() == [
-            "cellos: no events follow 0: the oldest that is left is 9; going on from there",
+            "cellos: no events follow 0: the oldest that is left is 9; going on with the oldest there is",
             "cellos: server: /ws/events was closed: enough",
         ]
         assert [each.target for each in plane.seen] == ["/ws/events?since=0", "/ws/events?since=8"]
@@ -318,7 +318,7 @@ class TestFollow:
         plane.streams = [plane.part(0, 4410, "retention-exhausted")] * 3
         done = cellos("events", "--follow", "--since", "5")
         assert (done.returncode, [each.method for each in plane.seen]) == (1, ["WS", "GET", "WS"])
-        assert "no events follow 5: the log was made anew, or 5 is above the last, 0; going on from there" in done.stderr
+        assert "no events follow 5: the log was made anew, or 5 is above the last, 0; going on with the oldest there is" in done.stderr
 
     @pytest.mark.parametrize("arguments", [["x.jsonl", "--follow"], ["--follow", "--require-signed"], ["--since", "1"], ["--server", "x"]])
     def test_wrong_usage(self, cellos: Shell, arguments: list[str]) -> None:

@@ -222,6 +222,37 @@ class TestOutput:
             result = subprocess.run([sys.executable, "-m", "cellos.cli.main", "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
         assert (result.returncode, result.stderr) == (1, b"cellos: cannot write to standard output: No space left on device\n")
 
+    def test_one_that_does_not_block_is_waited_for(self) -> None:
+        """A full pipe, read only when somebody waits for it."""
+        script = """
+import os, select, sys
+from cellos.cli.group import dispatch
+
+reading, writing = os.pipe()
+os.set_blocking(writing, False)
+os.dup2(writing, 1)
+try:
+    while True:
+        os.write(1, b"." * 4096)
+except BlockingIOError:
+    pass
+
+class Poll:
+    def register(self, *_):
+        pass
+
+    def poll(self):
+        os.read(reading, 1 << 20)
+
+select.poll = Poll
+dispatch(["--help"], None)
+sys.stdout.flush()
+shown = os.read(reading, 1 << 20).decode()
+assert shown.startswith("Usage: ") and shown.endswith("cellos run --help.\\n"), shown
+"""
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
     @pytest.mark.parametrize("arguments", [["--help"], ["events"], ["events", "--json"], ["doctor", "--help"]])
     def test_one_that_was_closed_is_none(self, arguments: list[str]) -> None:
         golden = os.path.join(os.path.dirname(__file__), "../../golden/events/run.jsonl")
