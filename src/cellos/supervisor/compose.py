@@ -392,11 +392,11 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
 
 def _ending(outcome: CellOutcome, emitter: Emitter) -> Ending:
     """For whoever ends the record in our place: without it, he could only say that we were lost."""
-    reason = outcome.reason and outcome.reason[: records.MOST_REASON]
+    reason = outcome.reason and emitter.masked(outcome.reason)[: records.MOST_REASON]  # half of a secret would not be found any more
     status = outcome.command.exit_code if outcome.command is not None else None
     if reason is not None and status is not None and not reason.startswith("command "):
         reason = f"{reason}; the command exited with status {status}"
-    return Ending(outcome=outcome.outcome, reason=emitter.masked(reason))
+    return Ending(outcome=outcome.outcome, reason=reason)
 
 
 def _unrecorded(outcome: CellOutcome, fault: str, host: Host) -> CellOutcome:

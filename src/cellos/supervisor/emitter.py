@@ -105,7 +105,7 @@ class Emitter:
             return value
         if isinstance(value, list):
             return [self.masked(each) for each in value]
-        return (self._masker.feed(value.encode()) + self._masker.finish()).decode()
+        return (self._masker.feed(value.encode()) + self._masker.finish()).decode(errors="replace")
 
     def emit(self, draft: Draft) -> str:
         """Record one event; its id. Raises EventSinkError: for what that leaves behind see above."""

@@ -34,7 +34,9 @@ class Masker:
     """Replaces secrets in a stream that comes in pieces."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        words = sorted({secret.encode() for secret in secrets if len(secret) >= SHORTEST_SECRET}, key=len, reverse=True)
+        words = sorted(
+            {secret.encode(errors="surrogateescape") for secret in secrets if len(secret) >= SHORTEST_SECRET}, key=len, reverse=True
+        )
         self._words = words
         self._pattern = re.compile(b"|".join(map(re.escape, words))) if words else None
         self._waiting = b""

@@ -281,6 +281,23 @@ class TestExecute:
         assert "s3cret!" in str(outcome.reason)
         assert '"/opt/***" is not under' in scene.data("destroyed")["reason"]
 
+    def test_nor_half_of_it_where_a_noted_reason_is_cut(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = order(secrets={"TOKEN": "s3cret!"}, authority={"secretRefs": ["TOKEN"]}, **running("/opt/s3cret!"))
+        reason = str(execute(scene.host(argv0_prefixes=("/usr/bin",)), asked).outcome.reason)
+        emit = Spool.emit
+
+        def fills_up(self: Spool, event_id: str, line: bytes) -> None:
+            if b"lifecycle.v1.destroyed" in line:
+                raise EventSinkError("sink full")
+            emit(self, event_id, line)
+
+        monkeypatch.setattr(Spool, "emit", fills_up)
+        monkeypatch.setattr(records, "MOST_REASON", reason.index("s3cret!") + 3)
+        execute(scene.host(argv0_prefixes=("/usr/bin",)), asked)
+        [noted] = Path(scene.state.runs).iterdir()
+        assert "/opt/***" in noted.read_text()
+        assert "s3c" not in noted.read_text()
+
     def test_and_the_record_of_the_live_run(self, scene: Scene) -> None:
         held: list[str] = []
         scene.backend.step = lambda name: held.append(  # type: ignore[method-assign]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import threading
 from collections.abc import Callable
 
@@ -110,6 +111,20 @@ def test_redacted_then_linked_then_signed(algorithm: str) -> None:
     report = verify(spool.lines, ring=RING, require_signed=True)
     assert report.verified
     assert report.runs[0].signature == "verified"
+
+
+def test_a_secret_on_the_command_line_is_hidden_where_that_is_quoted() -> None:
+    spool = RecordingSink()
+    events = emitter(spool)
+    events.hide(["hunter2", os.fsdecode(b"\xa4bytes")])
+    events.emit(draft(argv=["--password=hunter2", "\xe4bytes", 1], program="hunter2", path="hunter2"))
+    assert {name: spool.events[0]["data"][name] for name in ("argv", "program", "path")} == {
+        "argv": ["--password=***", "\ufffd***", 1],
+        "program": "***",
+        "path": "hunter2",
+    }
+    events.emit(END)
+    assert sound(spool.lines)
 
 
 def test_a_redacted_event_that_somebody_fills_in_again_is_named() -> None:

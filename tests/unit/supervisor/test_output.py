@@ -70,6 +70,10 @@ class TestMasker:
         assert masker.feed(b"ond try") == b"s3cond try"
         assert masker.finish() == b""
 
+    def test_a_secret_may_be_bytes_that_are_no_text(self) -> None:
+        """Variables are bytes, which Python keeps as lone surrogates."""
+        assert masked([os.fsdecode(b"\xff\xfesecret")], [b"<\xff\xfesec", b"ret>"]) == b"<***>"
+
     def test_a_long_secret_costs_no_more_than_a_short_one(self) -> None:
         """It is looked for by its first byte, not by each of its beginnings: this would take minutes."""
         secret = "".join(f"{number:08}" for number in range(1 << 15))
