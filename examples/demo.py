@@ -129,7 +129,7 @@ def system(cellos: str, directory: str) -> Iterator[None]:
         if not line:
             raise DemoError("`cellos up` did not start; why stands above")
         facts = json.loads(line)
-        nodes = ", ".join(f"node {node['node']} with room for {node['slots']} cells" for node in facts["nodes"])
+        nodes = ", ".join(f"node {node['node']} with {node['slots']} slots" for node in facts["nodes"])
         indented(f"server {facts['server']}, NATS {facts['nats']}, controller, {nodes}")
         os.environ["CELLOS_STATE_DIR"] = directory
         yield

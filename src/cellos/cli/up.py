@@ -162,7 +162,7 @@ def status(files: Files, address: Address, nats: str, nodes: Sequence[Mapping[st
 
 def block(facts: Mapping[str, Any], *, prefix: str = "") -> str:
     """The same for people, with the next command to type. `prefix` is what a command of a client has to begin with."""
-    nodes = "; ".join(f"{each['node']}, {each['slots']} cells at once ({', '.join(each['classes'])})" for each in facts["nodes"])
+    nodes = "; ".join(f"{each['node']}, {_cells(each['slots'])} at once ({', '.join(each['classes'])})" for each in facts["nodes"])
     return f"""\
 CellOS is up. Ctrl-C ends it; what it stored stays.
 
@@ -176,6 +176,10 @@ CellOS is up. Ctrl-C ends it; what it stored stays.
 
 Next, in another terminal:  {prefix}cellos apply -f FORMATION --wait
 """
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
 
 
 async def _run(files: Files, listener: socket.socket, held: int, ours: Mapping[str, str], *, node: bool, as_json: bool) -> None:

@@ -93,6 +93,11 @@ class TestEnvironment:
         facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711", [])
         assert "node     none here" in block(facts)
 
+    def test_one_cell(self) -> None:
+        node = {"node": "here", "slots": 1, "classes": ["base"]}
+        facts = status(Files("/s/up"), Address(url="http://h:1", token="hidden", given=False), "nats://127.0.0.1:4711", [node])
+        assert "here, 1 cell at once (base)" in block(facts)
+
 
 class TestToken:
     def test_it_is_made_once_and_nobody_else_can_read_it(self, tmp_path: Path) -> None:
