@@ -66,6 +66,17 @@ def test_memory_bomb(doctor: Any, commands: Any, attack: Any, outside: Callable[
     assert report["residue"] == []
 
 
+def test_memory_of_sockets(doctor: Any, commands: Any, attack: Any, outside: Callable[..., Any]) -> None:
+    """What waits in sockets is memory of the cell, and not the host's, which has only so much for all of its connections."""
+    if not memory_is_limited(doctor):
+        pytest.skip("this host gives us no writable memory control group")
+    assert outside("resources", "fill_sockets", "80") == 80
+    report = commands.cell([*attack("resources"), "fill_sockets", "80"], "--mem", "32M")
+    # Version 1 of control groups counts it beside the memory of the program, version 2 together with it.
+    assert report["oomKilled"] or json.loads(report["stdout"]) < 48
+    assert report["residue"] == []
+
+
 def test_memory_is_limited_unasked(doctor: Any, commands: Any) -> None:
     isolation = commands.cell(["/bin/true"])["isolation"]
     assert ("memoryBytes" in isolation["limits"]) == memory_is_limited(doctor) == ("memory" not in isolation["unbounded"])

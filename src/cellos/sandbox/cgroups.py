@@ -162,6 +162,8 @@ def writes(hierarchy: Hierarchy, limits: Limits) -> list[tuple[str, str, str, bo
             plan.append((MEMORY, "memory.limit_in_bytes", str(limits.memory_bytes), True))
             plan.append((MEMORY, "memory.memsw.limit_in_bytes", str(limits.memory_bytes), False))
             plan.append((MEMORY, "memory.swappiness", "0", False))
+            # What sockets hold, which version 1 counts on its own, and not at all without this. Else it is the host's, up to tcp_mem.
+            plan.append((MEMORY, "memory.kmem.tcp.limit_in_bytes", str(limits.memory_bytes), False))
         if limits.pids is not None and PIDS in hierarchy.controllers:
             plan.append((PIDS, "pids.max", str(limits.pids), True))
         if limits.cpu_quota_micros is not None and CPU in hierarchy.controllers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 
 from attempt import in_child, main
 
@@ -38,6 +39,22 @@ def memory_bomb(mebibytes: str) -> object:
         return len(bytearray(b"x") * (int(mebibytes) << 20)) >> 20
 
     return in_child(fill)
+
+
+def fill_sockets(mebibytes: str) -> object:
+    """MiB that wait in TCP connections with ourselves, whose other ends read nothing. No program's memory grows by it: the kernel's does."""
+    block, waiting, kept = bytes(1 << 16), 0, []
+    listener = socket.create_server(("127.0.0.1", 0))
+    while waiting >> 20 < int(mebibytes) and len(kept) < 200:
+        sender = socket.create_connection(listener.getsockname())
+        kept += [sender, listener.accept()[0]]
+        sender.setblocking(False)
+        try:
+            while True:
+                waiting += sender.send(block)
+        except BlockingIOError:
+            continue
+    return min(waiting >> 20, int(mebibytes))
 
 
 def fill_bytes(place: str, mebibytes: str) -> object:

@@ -18,7 +18,13 @@ from cellos.sandbox.cgroups import CPU, MEMORY, PIDS, Group, Hierarchy, Limits
 
 ALL = frozenset({MEMORY, PIDS, CPU})
 V1_FILES = {
-    MEMORY: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "memory.swappiness", "memory.oom_control"),
+    MEMORY: (
+        "memory.limit_in_bytes",
+        "memory.memsw.limit_in_bytes",
+        "memory.swappiness",
+        "memory.kmem.tcp.limit_in_bytes",
+        "memory.oom_control",
+    ),
     PIDS: ("pids.max",),
     CPU: ("cpu.cfs_period_us", "cpu.cfs_quota_us"),
 }
@@ -332,6 +338,7 @@ def test_v1_writes(tmp_path: Path) -> None:
         "memory/cell/memory.limit_in_bytes": "1048576",
         "memory/cell/memory.memsw.limit_in_bytes": "1048576",
         "memory/cell/memory.swappiness": "0",
+        "memory/cell/memory.kmem.tcp.limit_in_bytes": "1048576",
         "pids/cell/pids.max": "7",
         "cpu/cell/cpu.cfs_period_us": "100000",
         "cpu/cell/cpu.cfs_quota_us": "50000",
