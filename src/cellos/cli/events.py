@@ -110,7 +110,8 @@ def events(
     with _open(path) if formation is None else fetched(formation, server, token_file) as file:
         record = check(file, head=head, demand=demand)
         if not record.report.runs and not record.report.faults:
-            raise EvidenceError(f"no run in {where}: {record.report.loose} events, none of them of a run")
+            why = "none of its events belongs to one" if record.report.loose else "it is empty"
+            raise EvidenceError(f"no run in {where}: {why}")
         if as_json:
             print_json(record, file, sys.stdout)
         else:

@@ -158,7 +158,7 @@ def _make_backend(kind: str, launcher: "Launcher | None", config: Config, warn: 
             warn(warning)
         return StubBackend()
     if launcher is None:
-        raise ConfigError("the linux backend needs a launcher process")
+        raise ConfigError("that takes a start with the linux backend, the default: this one has no launcher process")
     from cellos.backends.linux import LinuxBackend
 
     settings = read_linux_settings(config.environment)

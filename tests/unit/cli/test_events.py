@@ -163,7 +163,7 @@ class TestSource:
     def test_a_closed_standard_input_is_empty(self) -> None:
         result = subprocess.run(["sh", "-c", f"exec {sys.executable} -m cellos.cli.main events - <&-"], capture_output=True, check=False)
         assert result.returncode == 1
-        assert result.stderr == b"cellos: evidence: no run in standard input: 0 events, none of them of a run\n"
+        assert result.stderr == b"cellos: evidence: no run in standard input: it is empty\n"
 
     @pytest.mark.parametrize(
         ("path", "why"),
@@ -178,7 +178,7 @@ class TestSource:
     def test_nothing_of_a_run(self, tmp_path: Path) -> None:
         path = tmp_path / "x.jsonl"
         path.write_bytes(canonical_bytes(Event(id="1", source="s", type="dev.cellos.events.cell.authz.v1.rejected")) + b"\n")
-        assert str(call(path).exception) == f"evidence: no run in {path}: 1 events, none of them of a run"
+        assert str(call(path).exception) == f"evidence: no run in {path}: none of its events belongs to one"
 
     def test_names(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
