@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 import cellos
+from cellos.client import local
 from cellos.core.evidence.verify import verify
 from cellos.errors import CellosError, ConfigError, HostBackendError, InvalidSpec, Unenforceable
 
@@ -523,6 +525,7 @@ class TestFromPython:
 
     def test_a_python_that_does_not_know_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "executable", None)
+        monkeypatch.setattr(local, "_shared", local._Shared())
         with pytest.raises(HostBackendError, match=r"this Python does not know its own program; set sys\.executable"):
             cellos.run(["true"])
 
@@ -558,6 +561,23 @@ class TestFromPython:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
         assert (done.stdout, done.stderr) == ("3 4\n", "")
+
+    def test_and_does_not_keep_that_of_a_parent_who_was_killed(self) -> None:
+        code = (
+            "import cellos, os, sys\n"
+            "from cellos.client.local import _shared\n"
+            "cellos.run(['true'])\n"
+            "if os.fork() == 0: sys.stdin.read(); os._exit(0)\n"
+            "print(_shared.launcher.pid, flush=True)\n"
+            "os.wait()\n"
+        )
+        with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            launcher = os.pidfd_open(int(parent.stdout.readline()))
+            parent.kill()
+            ended = select.select([launcher], [], [], 60)[0]
+            os.close(launcher)
+        assert ended, "though the child lives, and holds what it inherited"
 
     def test_the_names_are_those_that_are_documented(self) -> None:
         assert dir(cellos) == ["RunResult", "__version__", "run"]

@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cellos.backends.linux_cell import TEARDOWN_SECONDS, LinuxCell, check_argv, explain, too_little_memory
 from cellos.backends.security import last_capability, read_status
-from cellos.backends.settings import CPU, MEMORY, NO_LIMIT, LinuxSettings
-from cellos.errors import ConfigError, HostBackendError, Unenforceable
+from cellos.backends.settings import CPU, MEMORY, NO_LIMIT, PARENT, LinuxSettings
+from cellos.errors import ConfigError, HostBackendError, Unenforceable, os_error_text
 from cellos.ports import Isolation, Refusal, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox.launcher import Launcher, LauncherError
@@ -210,6 +211,22 @@ class LinuxBackend:
         if not self._can(cgroups.PIDS):
             rlimits["NPROC"] = limits["pids"]  # counted within the cell's own user namespace
         return rlimits
+
+
+def start_launcher(environment: Mapping[str, str], *, ahead: int = 0, refill: bool = False) -> Launcher:
+    """The process that makes cells, while it still loads; see `Launcher.start`. Raises HostBackendError."""
+    if not sys.executable:
+        raise HostBackendError(
+            "cannot start the launcher: this Python does not know its own program; set sys.executable to a python3 of the same version"
+        )
+    try:
+        return Launcher.start(ahead=ahead, refill=refill, cgroup_parent=environment.get(PARENT, "").strip())
+    except OSError as error:
+        raise no_launcher(error) from error
+
+
+def no_launcher(error: OSError) -> HostBackendError:
+    return HostBackendError(f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`")
 
 
 def missing_primitives(launcher: Launcher) -> tuple[str, ...]:

@@ -77,7 +77,8 @@ def leave(code: int) -> "NoReturn":
 
 
 def start_launcher() -> "Launcher":
-    """The process that makes cells. It loads while we import what takes long, and it must exist before any secret or thread does.
+    """The process that makes cells. It loads while we import what takes long (`backends.linux`, which has the same for others, is that),
+    and it must exist before any secret or thread does.
 
     Raises HostBackendError.
     """
@@ -86,9 +87,9 @@ def start_launcher() -> "Launcher":
     try:
         return Launcher.start(ahead=1, cgroup_parent=os.environ.get("CELLOS_CGROUP_PARENT", "").strip())
     except OSError as error:
-        from cellos.errors import HostBackendError, os_error_text
+        from cellos.backends.linux import no_launcher
 
-        raise HostBackendError(f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`") from error
+        raise no_launcher(error) from error
 
 
 class _Later(type(sys)):  # type: ignore[misc]  # the type of modules, without importing `types` for its name

@@ -6,7 +6,6 @@
 import _thread
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,14 @@ import msgspec
 from cellos.brokers.memory import MemoryBroker
 from cellos.core.deadline import Deadline
 from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell, raw_spec_hash
-from cellos.errors import CellosError, ConfigError, HostBackendError, Unenforceable, os_error_text
+from cellos.errors import CellosError, ConfigError, Unenforceable
 from cellos.ports import Isolation, Output, Receipt, Residue
-from cellos.sandbox.launcher import Launcher
 from cellos.supervisor.compose import Finished, Host, Order, execute, open_host
 from cellos.supervisor.config import Config, read_config
 
 if TYPE_CHECKING:
     from cellos.artifacts.files import PlacedFiles
+    from cellos.sandbox.launcher import Launcher
 
 DEFAULT_TTL_SECONDS = 3600
 """Longest life of a cell for which no time-out was given."""
@@ -319,26 +318,27 @@ class _Shared:
 
 
 _shared = _Shared()
-# A forked child must not talk on its parent's channel to the launcher, and its parent may have held the lock.
-os.register_at_fork(after_in_child=_shared.__init__)  # type: ignore[misc]  # made anew, under the name that everybody knows
+
+
+def _begin_anew() -> None:
+    """In a forked child: the launcher is its parent's, and ends with that one; and a thread that is not here may have held the lock."""
+    if _shared.launcher is not None:
+        _shared.launcher.forget()
+    _shared.__init__()  # type: ignore[misc]  # made anew, under the name that everybody knows
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _shared_host() -> Host:
     import atexit
 
     config = read_config(os.environ)
-    if not sys.executable:
-        raise HostBackendError(
-            "cannot start the launcher: this Python does not know its own program; set sys.executable to a python3 of the same version"
-        )
     with _shared.lock:
-        if _shared.launcher is None:
-            try:
-                _shared.launcher = Launcher.start(cgroup_parent=os.environ.get("CELLOS_CGROUP_PARENT", "").strip())
-            except OSError as error:
-                raise HostBackendError(
-                    f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`"
-                ) from error
+        if _shared.launcher is None and config.backend == "linux":
+            from cellos.backends.linux import start_launcher
+
+            _shared.launcher = start_launcher(os.environ)
             atexit.register(_end_launcher)
         if _shared.host is None or _shared.config != config:
             _shared.host, _shared.config = open_host(config, _shared.launcher, _warn), config
@@ -346,7 +346,7 @@ def _shared_host() -> Host:
 
 
 def _end_launcher() -> None:
-    """At the end of this process. A forked child inherits the call, and not the launcher: that is its parent's."""
+    """At the end of this process. A forked child inherits the call, and not the launcher."""
     if _shared.launcher is not None:
         _shared.launcher.close()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,9 +18,10 @@ from typing import NamedTuple, NoReturn
 import uvloop
 
 from cellos import __version__
+from cellos.backends.linux import missing_primitives, start_launcher
 from cellos.core.formation.runs import NODE_RESTARTED
 from cellos.daemon.process import command, raise_open_files, stop_event
-from cellos.errors import EventLogError, HostBackendError, LogTooOld, os_error_text
+from cellos.errors import EventLogError, LogTooOld
 from cellos.eventlog.connect import LogClient, Settings, connect, pause, read_nats_settings, require_version
 from cellos.eventlog.leases import NODES, Leases, ensure_leases
 from cellos.eventlog.log import EventLog
@@ -60,7 +60,9 @@ def _run(environment: Mapping[str, str]) -> None:
     with ExitStack() as closing:
         launcher = None
         if config.run.backend == "linux":
-            launcher = closing.enter_context(_start_launcher(config))  # before there is any thread
+            # Before there is any thread; with a cell ready for each slot that can really be used at once.
+            ahead = min(config.slots, len(os.sched_getaffinity(0)))
+            launcher = closing.enter_context(start_launcher(config.run.environment, ahead=ahead, refill=True))
         make_broker(config.run)  # what it says of wrong settings is better heard now
         home = closing.enter_context(Home.open(environment, config.id))
         host = open_host(config.run, launcher, _warn, state=home.state, lost=NODE_RESTARTED)
@@ -70,18 +72,8 @@ def _run(environment: Mapping[str, str]) -> None:
             runner.run(_serve(_Plan(config, host, home, launcher, nats, stream, started_ns)))
 
 
-def _start_launcher(config: Config) -> Launcher:
-    """With a cell ready for each slot that can really be used at once."""
-    parent = config.run.environment.get("CELLOS_CGROUP_PARENT", "").strip()
-    try:
-        return Launcher.start(ahead=min(config.slots, len(os.sched_getaffinity(0))), refill=True, cgroup_parent=parent)
-    except OSError as error:
-        raise HostBackendError(f"cannot start the launcher, {sys.executable}: {os_error_text(error)}; see `cellos doctor`") from error
-
-
 def _require_primitives(config: Config, launcher: Launcher) -> None:
     """As a supervisor does; but without control groups a node can still run what declares no limits, unless it is to be hardened."""
-    from cellos.backends.linux import missing_primitives
     from cellos.sandbox.cures import OWN_GROUP
 
     environment = config.run.environment

@@ -226,6 +226,14 @@ class Launcher:
         except ChildProcessError:
             return  # somebody in our process reaps all children
 
+    def forget(self) -> None:
+        """In a forked child: the process is not its own, and waits for the end of all who hold the channel. Without the lock, whose owner
+        may have stayed behind.
+        """
+        channel, self._channel = self._channel, -1
+        if channel >= 0:
+            os.close(channel)
+
     def __enter__(self) -> Launcher:
         return self
 
