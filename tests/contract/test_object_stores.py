@@ -229,7 +229,8 @@ def test_urls_that_cannot_be_used(url: str, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["foo", "localhost:9000", "http://", "ftp://host", "http://host:port", "http://user:secret@host", " http://host"]
+    "value",
+    ["foo", "localhost:9000", "http://", "ftp://host", "http://host:port", "http://host:0", "http://user:secret@host", " http://host"],
 )
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"])
 def test_an_endpoint_that_is_no_url_is_told_by_its_variable(name: str, value: str) -> None:

@@ -97,9 +97,13 @@ def _main(arguments: list[str]) -> int:
 
 
 def _keep(descriptor: str) -> None:
-    """It is for us, not for what we start. One that is not open now is none: its number may soon be that of a file of ours."""
+    """It is for us, not for what we start, unless it is a standard stream: the launcher without those would give their numbers to its own.
+
+    One that is not open now is none: its number may soon be that of a file of ours.
+    """
     try:
-        os.set_inheritable(int(descriptor), False)
+        number = int(descriptor)
+        os.set_inheritable(number, number <= 2)
     except (OSError, ValueError, OverflowError):
         del os.environ[_ERROR_FD]
 

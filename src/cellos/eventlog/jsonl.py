@@ -17,6 +17,11 @@ from cellos.eventlog.append import Appender
 MAX_EVENT_BYTES = 1_048_576
 """Longest line without its line feed: what an event log's default message limit takes, too."""
 
+_NO_READER = {
+    stat.S_IFIFO: "; it is a FIFO that nobody reads: start its reader first",
+    stat.S_IFSOCK: "; it is a socket, which nobody can open: name a file or a FIFO",
+}
+
 
 def open_jsonl(path: str) -> int:
     """A descriptor that appends to `path`. Raises EventSinkError.
@@ -28,22 +33,23 @@ def open_jsonl(path: str) -> int:
     flags = os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
     try:
         try:
-            descriptor = os.open(path, flags | (os.O_RDWR if _is_regular(path) else os.O_WRONLY), 0o600)
+            descriptor = os.open(path, flags | (os.O_RDWR if _kind(path) == stat.S_IFREG else os.O_WRONLY), 0o600)
         except PermissionError:
             descriptor = os.open(path, flags | os.O_WRONLY, 0o600)
     except OSError as error:
-        cure = "; it is a FIFO that nobody reads: start its reader first" if error.errno == errno.ENXIO else ""
-        raise EventSinkError(f"jsonl open {path}: {os_error_text(error)}{cure}") from error
+        why = _NO_READER.get(_kind(path), "") if error.errno == errno.ENXIO else ""
+        raise EventSinkError(f"jsonl open {path}: {os_error_text(error)}{why}") from error
     except ValueError as error:  # a NUL byte in the name
         raise EventSinkError(f"jsonl open {path!r}: {error}") from error
     return descriptor
 
 
-def _is_regular(path: str) -> bool:
+def _kind(path: str) -> int:
+    """What `stat.S_IFMT` says; what is not there yet will be a regular file."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        return stat.S_IFMT(os.stat(path).st_mode)
     except FileNotFoundError:
-        return True
+        return stat.S_IFREG
 
 
 class JsonlSink:

@@ -113,7 +113,7 @@ def _endpoint(environment: Mapping[str, str]) -> str:
             continue
         try:
             parts = urlsplit(value)
-            is_one = parts.scheme in {"http", "https"} and bool(parts.hostname) and value == value.strip() and (parts.port or 1) > 0
+            is_one = parts.scheme in {"http", "https"} and bool(parts.hostname) and value == value.strip() and parts.port != 0
         except ValueError:
             is_one = False
         if not is_one or "@" in parts.netloc:

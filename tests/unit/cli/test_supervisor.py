@@ -41,6 +41,11 @@ def test_whoever_started_us_hears_why_no_cell_was_made(monkeypatch: pytest.Monke
         assert file.read() == b"why"
 
 
+def test_the_launcher_keeps_its_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _keep("2")
+    assert os.get_inheritable(2)
+
+
 def test_a_number_that_is_no_descriptor_yet_is_never_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
     free = str(os.dup(writing))

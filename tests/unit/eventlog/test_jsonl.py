@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -168,3 +169,11 @@ def test_a_fifo_that_nobody_reads_is_named_as_such(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "events")
     with pytest.raises(EventSinkError, match=r"No such device or address \(os error 6\); it is a FIFO that nobody reads: start its reader"):
         JsonlSink(str(tmp_path / "events"))
+
+
+def test_a_socket_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("events")
+        with pytest.raises(EventSinkError, match=r"\(os error 6\); it is a socket, which nobody can open: name a file or a FIFO$"):
+            JsonlSink("events")
