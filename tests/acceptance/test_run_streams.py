@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cellos.cli.process import AGAIN_SECONDS
 from cellos.core.evidence.verify import verify
 
 pytestmark = pytest.mark.linux_backend
@@ -57,22 +59,28 @@ def runs(argument: str) -> bool:
 def test_output_that_is_given_up_is_said_and_recorded(commands: Any, ends: Ends) -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-    script = "head -c 30000 /dev/zero; echo written >&2; exec sleep 1000"  # the cell's own pipe takes what ours does not
-    process = commands.start("cellos", "run", "--", "sh", "-c", script, stdout=writing)
+    unique = f"1000.{os.getpid()}"
+    script = f"head -c 30000 /dev/zero; echo written >&2; exec sleep {unique}"  # the cell's own pipe takes what ours does not
+    python, option, main = commands.line("cellos")
+    main = f"import cellos.backends.relay as relay; relay._KILL_SECONDS = 1000.0; {main}"
+    process = subprocess.Popen(
+        [python, option, main, "run", "--", "sh", "-c", script],
+        env=commands.environment, stdin=subprocess.DEVNULL, stdout=writing, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     ends(process)
     os.close(writing)
     try:
+        assert process.stderr
         assert process.stderr.readline() == "written\n"
-        while process.poll() is None:  # the first one asks it to stop; a later one ends the wait for us, who do not read
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(0.2)
-            except subprocess.TimeoutExpired:
-                continue
+        until(lambda: runs(unique))
+        process.send_signal(signal.SIGTERM)  # it asks the command to stop
+        until(lambda: not runs(unique))
+        time.sleep(AGAIN_SECONDS)
+        process.send_signal(signal.SIGTERM)  # this one ends the wait for us, who do not read
+        assert process.wait(60) == 128 + signal.SIGTERM
     finally:
         os.close(reading)
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
     assert error.startswith("cellos: stopped after ")
     assert " · output was lost: it was not read in time · events " in error
     lines, completed = record_of(commands)
@@ -94,8 +102,9 @@ def test_ctrl_backslash_is_a_stop_like_others(commands: Any, ends: Ends) -> None
 
 
 def test_the_time_limit_holds_while_we_are_stopped(commands: Any, ends: Ends) -> None:
-    unique = f"1000.{os.getpid()}"
-    process = commands.start("cellos", "run", "--timeout", "2s", "--", "sh", "-c", f"echo up; exec sleep {unique}")
+    unique = f"unique-{os.getpid()}"
+    script = f"exec sh -c 'echo up; sleep 1000' {unique}"  # what says that it is up can be found
+    process = commands.start("cellos", "run", "--timeout", "2s", "--", "sh", "-c", script)
     ends(process)
     assert process.stdout.readline() == "up\n"
     process.send_signal(signal.SIGSTOP)

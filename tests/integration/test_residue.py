@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cellos.backends.linux import LinuxBackend
 from cellos.backends.linux_cell import LinuxCell
 from cellos.core.documents import parse_execution_cell
 from cellos.ports import Command, Residue
+from cellos.sandbox import cgroups
 from cellos.sandbox.hostids import DIRECTORY as HOST_IDS
 from cellos.sandbox.launcher import Launcher
 
@@ -47,9 +49,8 @@ DOCUMENT = {
 
 
 @pytest.fixture
-def make(backend: LinuxBackend, monkeypatch: pytest.MonkeyPatch) -> Callable[[], LinuxCell]:
+def make(backend: LinuxBackend) -> Callable[[], LinuxCell]:
     """Cells whose command has run and made a file."""
-    monkeypatch.setattr("cellos.backends.linux_cell.TEARDOWN_SECONDS", 0.3)
 
     def create() -> LinuxCell:
         made = backend.create(parse_execution_cell(json.dumps(DOCUMENT).encode()).spec, key=os.urandom(8).hex())
@@ -192,10 +193,17 @@ def test_the_work_directory_mounted_elsewhere(idle: LinuxCell, tmp_path: Path, n
 # -- control groups ---------------------------------------------------------------------------------------------------------------------
 
 
+def not_waited_for(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This group stays, which needs no proof by 5 s of waiting; others have their time."""
+    remove = cgroups.remove
+    monkeypatch.setattr(cgroups, "remove", lambda path, *, deadline: remove(path, deadline=0 if path == directory else deadline))
+
+
 @pytest.mark.needs("limit memory")
-def test_a_group_in_the_group(cell: LinuxCell) -> None:
+def test_a_group_in_the_group(cell: LinuxCell, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cell.group is not None
     directory = next(iter(cell.group.directories.values()))
+    not_waited_for(directory, monkeypatch)
     os.mkdir(f"{directory}/nested")
     try:
         left = cell.destroy()
@@ -209,16 +217,18 @@ def test_a_group_in_the_group(cell: LinuxCell) -> None:
 
 
 @pytest.mark.needs("limit processes")
-def test_a_foreign_process_in_the_group(cell: LinuxCell) -> None:
+def test_a_foreign_process_in_the_group(cell: LinuxCell, monkeypatch: pytest.MonkeyPatch) -> None:
     if cell.group is None:
         assert cell.destroy() == ()
         pytest.skip("there are no groups here to put a process into")
     directory = list(cell.group.directories.values())[-1]
+    not_waited_for(directory, monkeypatch)
     with subprocess.Popen(["sleep", "1000"]) as stranger:
         Path(directory, "cgroup.procs").write_text(str(stranger.pid))
         left = cell.destroy()
         stranger.kill()
-    os.rmdir(directory)
+    monkeypatch.undo()
+    assert cgroups.remove(directory, deadline=time.monotonic() + 60) is None
     assert [(residue.kind, residue.detail) for residue in left] == [("cgroup", f"{directory}: Device or resource busy, holds 1 process")]
 
 

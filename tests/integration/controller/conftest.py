@@ -100,6 +100,11 @@ class Node:
     async def begin(self) -> None:
         self._revision = await Leases(self.client).put(self.key, self._lease(), 0)
 
+    async def die(self) -> None:
+        """It renews its lease no more, and the last one was a short one."""
+        self.beats, self.lease_ms = False, 100
+        self._revision = await Leases(self.client).put(self.key, self._lease(), self._revision)
+
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self.lease_ms / 3000)

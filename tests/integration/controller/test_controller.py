@@ -139,10 +139,10 @@ def test_the_runs_of_a_node_that_is_gone_are_closed(policy: str, server: NatsSer
     async def test() -> None:
         async with site(server.url) as at:
             await at.controller()
-            lost = await at.node(lambda member, attempt: "hang", lease_ms=300, pool="first")
+            lost = await at.node(lambda member, attempt: "hang", pool="first", lease_ms=600_000)
             formation = await at.create([member("a"), member("b", pool="first", onNodeLost=policy, backoff={"initialMs": 1})])
             await at.until(lambda: runs(at, formation))
-            lost.beats = False
+            await lost.die()
             await at.until(lambda: is_retried_or_over(at, formation))
             await at.node()
             if policy == "retry":

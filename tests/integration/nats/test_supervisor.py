@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,13 @@ class Held:
         self.process: subprocess.Popen[str] = commands.start("cellos-supervisor", spec("sh", "-c", script), variables=variables)
         self.begun.read_text()
 
+    def until_spawned(self, jsonl: Path) -> None:
+        """Until the last event is there that comes before the end of the command."""
+        deadline = time.monotonic() + 60
+        while b"process_spawned" not in jsonl.read_bytes():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
     def let_go(self) -> None:
         self.go.write_text("\n")
 
@@ -159,6 +167,7 @@ def test_only_what_was_not_acknowledged_waits(
     """However long after the stream's window for duplicates it is sent, it is there once."""
     held = Held(commands, spec, tmp_path, BARE | {"NATS_URL": server.url, "CELL_OS_JSONL_EVENTS": str(jsonl)})
     ends(held.process)
+    held.until_spawned(jsonl)
     stream.wait_for(len(lines(jsonl)))
     server.kill()
     held.let_go()

@@ -277,6 +277,26 @@ def pool(shared: NodeProcess) -> str:
     return shared.variables["CELLOS_NODE_POOL"]
 
 
+class Held:
+    """A command that goes on when the test says so."""
+
+    wait = "until [ -e /held/go ]; do sleep 0.05; done"
+
+    def __init__(self, place: Path) -> None:
+        place.mkdir()
+        place.chmod(0o755)
+        self._go = place / "go"
+        self.authority = {"filesystem": {"mounts": [{"source": str(place), "target": "/held"}]}}
+
+    def go_on(self) -> None:
+        self._go.touch()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    return Held(tmp_path / "held")
+
+
 @pytest.fixture(scope="session")
 def open_log() -> type[Log]:
     """Of a server that a test does something to."""

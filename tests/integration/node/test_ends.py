@@ -77,13 +77,14 @@ def pool_of(node: NodeProcess) -> str:
     return node.variables["CELLOS_NODE_POOL"]
 
 
-def test_drained_it_waits_for_its_cells(log: Any, nats: NatsServer, nodes: Any) -> None:
+def test_drained_it_waits_for_its_cells(log: Any, nats: NatsServer, nodes: Any, held: Any) -> None:
     node = nodes(nats.url)
-    attempt = log.dispatch("sh", "-c", "sleep 1; exit 0", pool=pool_of(node))
+    attempt = log.dispatch("sh", "-c", held.wait, authority=held.authority, pool=pool_of(node))
     log.until_runs(attempt)
     node.signal(signal.SIGTERM)
     wait_for(lambda: any(each.draining and not each.eligible for each in log.nodes().values() if each.pool == pool_of(node)), "the lease")
     late = log.dispatch("true", pool=pool_of(node))
+    held.go_on()
     assert node.wait() == 0
     assert log.until_ended(attempt)["outcome"] == "succeeded"
     assert log.stored(late) == []
@@ -253,7 +254,8 @@ def test_one_that_may_be_alive_is_waited_for(nats: NatsServer) -> None:
 
     def lease(life: str, node: str) -> bytes:
         numbers = dict.fromkeys(("pid", "slots", "slots_free", "memory_bytes", "memory_free", "cpu_micros", "cpu_free"), 1)
-        found = NodeLease(node=node, life=life, host="h", pool="p", classes=("base",), lease_ms=1000, started_at="", **numbers)
+        lease_ms = 60_000 if life == "alive" else 1000
+        found = NodeLease(node=node, life=life, host="h", pool="p", classes=("base",), lease_ms=lease_ms, started_at="", **numbers)
         return msgspec.json.encode(found)
 
     async def test() -> None:

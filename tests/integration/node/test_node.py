@@ -138,13 +138,15 @@ def test_a_formation_that_is_to_end(log: Any, pool: str) -> None:
     assert log.stored(late) == [], "it is known, so it is not even claimed"
 
 
-def test_a_run_that_somebody_else_closed_is_killed(log: Any, pool: str, shared: Any) -> None:
+def test_a_run_that_somebody_else_closed_is_killed(log: Any, pool: str, shared: Any, held: Any) -> None:
     """It is told by the next event that is refused: here what comes after the command that was asked to end itself."""
-    attempt = log.dispatch("sh", "-c", "echo up; sleep 1; echo more > f", pool=pool, export={"artifacts": [{"name": "f", "path": "f"}]})
+    export = {"artifacts": [{"name": "f", "path": "f"}]}
+    attempt = log.dispatch("sh", "-c", f"{held.wait}; echo more > f", pool=pool, authority=held.authority, export=export)
     log.until_runs(attempt)
     last = log.stored(attempt)[-1]
     closed = events.Event(id=log.new_id(), source="test", type=events.DESTROYED, data={"reason": "node_lost"})
     log.write(last.subject, closed, expected_last=last.sequence)
+    held.go_on()
     log.until(lambda: [*Path(shared.variables["CELLOS_STATE_DIR"]).rglob("*.refused")])
     assert log.events(attempt)[-1].id == closed.id
 

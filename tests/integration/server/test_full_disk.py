@@ -73,7 +73,6 @@ def is_refused(answer: Any) -> None:
     assert "retry-after" in answer.headers
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")
 def test_writes_stop_and_come_back_and_nothing_acknowledged_is_missing(disk: Path) -> None:
     ballast = disk / "ballast"

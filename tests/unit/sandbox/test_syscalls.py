@@ -114,7 +114,7 @@ def test_another_mount_is_refused() -> None:
 
 
 def in_a_child(program: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -166,7 +166,7 @@ def test_capabilities_are_gone_for_good() -> None:
         "print(max(before) > 0, after)\n"
         "print(os.popen(\"grep ^Cap /proc/self/status | cut -f2 | sort -u\").read(), end='')\n"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=60, check=False)
     if "no user namespaces" in done.stderr:
         pytest.skip("this host allows no user namespaces")
     assert (done.stdout, done.stderr) == ("True [0, 0, 0, 0, 0]\n0000000000000000\n", "")
