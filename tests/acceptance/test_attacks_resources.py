@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -66,10 +67,9 @@ def test_memory_bomb(doctor: Any, commands: Any, attack: Any, outside: Callable[
     assert report["residue"] == []
 
 
-def test_memory_of_sockets(doctor: Any, commands: Any, attack: Any, outside: Callable[..., Any]) -> None:
+@pytest.mark.needs("limit memory")
+def test_memory_of_sockets(commands: Any, attack: Any, outside: Callable[..., Any]) -> None:
     """What waits in sockets is memory of the cell, and not the host's, which has only so much for all of its connections."""
-    if not memory_is_limited(doctor):
-        pytest.skip("this host gives us no writable memory control group")
     assert outside("resources", "fill_sockets", "80") == 80
     report = commands.cell([*attack("resources"), "fill_sockets", "80"], "--mem", "32M")
     # Version 1 of control groups counts it beside the memory of the program, version 2 together with it.
@@ -122,6 +122,28 @@ def test_open_files(limits: dict[str, int], outside: Callable[..., Any], inside:
     if outside("resources", "open_files", str(more)) == "EMFILE":
         pytest.skip(f"this user may not open that many: {WHY_SKIPPED}")
     assert inside("resources", "open_files", str(more)) == "EMFILE"
+
+
+@pytest.mark.alone
+def test_descriptors_in_flight(commands: Any, attack: Any, ends: Callable[[Any], None], outside: Callable[..., Any]) -> None:
+    """The kernel counts them for each user, and an ordinary user's cells are that user's: one must not keep the others from starting."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if not ROOT and most < 8192:
+        pytest.skip(f"cells and this user may have as many open files ({most}): then nothing tells them apart")
+    holding = [*attack("resources"), "hold_descriptors"]
+    if not ROOT:  # whom the kernel does not count, and whose cells have users of their own
+        with subprocess.Popen(holding, stdout=subprocess.PIPE) as outsider:
+            assert outsider.stdout
+            assert outsider.stdout.readline() == b"up\n"
+            assert outside("resources", "pass_descriptor") == "ETOOMANYREFS"
+            outsider.kill()
+        _wait_for(lambda: bool(outside("resources", "pass_descriptor") == 1))
+    cell = commands.start("cellos", "run", "--", *holding)
+    ends(cell)
+    assert cell.stdout.readline() == "up\n"
+    assert commands.cell(["/bin/true"], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (min(most, 1024), most)))["code"] == 0
+    cell.terminate()
+    cell.wait()
 
 
 # ---------------------------------------------------------------- core dumps

@@ -7,7 +7,9 @@ and the socket bound inside, until somebody asks to listen on it.
 from __future__ import annotations
 
 import _socket
+import errno
 import os
+import resource
 import select
 import time
 from collections.abc import Callable, Sequence
@@ -88,14 +90,16 @@ class LinuxCell:
             except (BrokenPipeError, ConnectionResetError):
                 pass  # it has ended, and its last words are there to be read
             _load_what_comes_later()
-            while message is None:
+            while message is None or "built" in message:
+                message = self._next_message()
+                if message:
+                    continue
                 data, descriptors = receive(self.control_socket, 4096, 2)
                 if descriptors:
                     self._take(descriptors)
                 if not data:
                     raise self._ended_early()
                 self._buffer += data
-                message = self._next_message()
         except TimeoutError:
             raise HostBackendError("the cell's init did not answer within 5 s") from None
         except ConnectionResetError:
@@ -116,7 +120,15 @@ class LinuxCell:
     def _send(self, data: bytes, descriptors: list[int]) -> None:
         """A message with descriptors, in as many pieces as it takes. Raises OSError."""
         assert self.control_socket is not None
-        sent = send(self.control_socket, data, descriptors)
+        try:
+            sent = send(self.control_socket, data, descriptors)
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            # The kernel compares what programs of our user, cells among them, have in flight with the files that we may have open.
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            sent = send(self.control_socket, data, descriptors)
         if sent < len(data):  # an empty send to a command that has already ended would be EPIPE
             self.control_socket.sendall(data[sent:])
 
@@ -218,7 +230,7 @@ class LinuxCell:
             try:
                 self._send(framed(request), relay.child_ends)
             except OSError as error:
-                raise HostBackendError(f"cannot hand the command to the cell: {error.strerror or error}") from error
+                raise HostBackendError(f"cannot hand the command to the cell: {_why_not_sent(error)}") from error
             self._commanded = True
             self.control_socket.setblocking(False)
             relay.release_child_ends()
@@ -343,6 +355,12 @@ def _seconds_of_init(command: Command) -> float:
     if command.deadline_seconds is None:
         return 0.0
     return min(command.deadline_seconds + command.grace_seconds + _INIT_WAITS_SECONDS, _MOST_INIT_SECONDS)
+
+
+def _why_not_sent(error: OSError) -> str:
+    if error.errno != errno.ETOOMANYREFS:
+        return error.strerror or str(error)
+    return "programs of this user, cells among them, have more descriptors in flight than this process may have open; raise `ulimit -Hn`"
 
 
 def _spawn_step(answer: dict[str, Any]) -> str:

@@ -8,9 +8,9 @@ filter more than init has, which posix_spawn cannot give it, init forks.
 
 It talks over one stream socket, `control`, whose only other end is the supervisor's. What it is told is trusted: marshalled values, each
 behind its length. What it tells is not, as a cell surrounds it: lines of JSON, written by hand.
+    init -> supervisor    {"built": true} with the descriptors of the work directory and of the socket at SOCKET_PATH
     supervisor -> init    {"last_cap", "limits", "mounts"} with a descriptor of each mount, if the supervisor opened them
-    init -> supervisor    {"ready": true, "status": …} with the descriptors of the work directory and of the socket at SOCKET_PATH
-                          | {"failed": step, "errno": n}
+    init -> supervisor    {"ready": true, "status": …} | {"failed": step, "errno": n}, which may come instead of the first, too
     supervisor -> init    {"argv", "env", "cwd", "seconds", "filter"} with the descriptors of standard output, error and, if relayed, input
     init -> supervisor    {"started": true} | {"not_started": errno, "step": …, "interpreter": … | ""}
     supervisor -> init    {"terminate": true}: SIGTERM to the command
@@ -125,6 +125,11 @@ def run(control_descriptor: int, launcher: int, joins: list[int], *, program: by
 
     try:
         work, listener = _build(attached_v1, now)
+        now("pass the cell's descriptors")
+        # While we may still have more files open than a cell: what others of our user have in flight is compared with our limit.
+        control.send({"built": True}, (work, listener))
+        os.close(work)
+        os.close(listener)
         request: InitRequest = control.receive()  # type: ignore[assignment]  # the first message is the request
         _confine(request, control.take_descriptors(), program, now)
         now("read what holds the cell")
@@ -132,9 +137,7 @@ def run(control_descriptor: int, launcher: int, joins: list[int], *, program: by
     except OSError as error:
         control.send({"failed": step[0], "errno": error.errno, "text": syscalls.error_text(error, step[0])})
         os._exit(1)
-    control.send({"ready": True, "status": status}, (work, listener))
-    os.close(work)
-    os.close(listener)
+    control.send({"ready": True, "status": status})
     try:
         _serve(control)
     except Exception as error:

@@ -29,6 +29,7 @@ _GROUP_STEPS = {"make control group", "attach to control group"}
 _TEARDOWN_SECONDS = 5.0
 _FEW = 256
 _BIRTH_WORD_BYTES = 64
+_REAL_TIME = (os.SCHED_FIFO, os.SCHED_RR)
 _OPEN_FILES_NEEDED = 128
 """Init moves its own above 100 while it clears the ones that a command gets."""
 
@@ -67,7 +68,14 @@ def serve(channel_descriptor: str, token: str, ahead: str, refill: str, cgroup_p
                 channel.send(marshal.dumps({}))
                 continue
             made = shelf.take(request["serial"])
-            send(channel, marshal.dumps(made.answer), made.passed())
+            try:
+                send(channel, marshal.dumps(made.answer), made.passed())
+            except BrokenPipeError:
+                raise
+            except OSError as error:  # ETOOMANYREFS: programs of our user, cells among them, hold too many that nobody has received
+                workshop.undo(made)
+                channel.send(marshal.dumps(_Failed("pass the cell's descriptors", error).answer()))
+                continue
         except BrokenPipeError:
             continue  # the next read says the same
         workshop.hand_over(made)
@@ -81,11 +89,16 @@ def _prepare(channel: int) -> _Failed | None:
         if not syscalls.architecture_fits():
             raise OSError(errno.ENOSYS, f"this is {os.uname().machine}")
         step = "open files"
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if 0 <= hard < _OPEN_FILES_NEEDED:
             raise OSError(errno.EMFILE, f"{hard} open files are allowed, {_OPEN_FILES_NEEDED} are needed", "ulimit -n")
-        if 0 <= soft < _OPEN_FILES_NEEDED:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES_NEEDED, hard))
+        # As many as we may: the kernel also compares it with the descriptors that wait in sockets of our user, those of cells among them.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        step = "set the scheduling class"
+        if os.sched_getscheduler(0) in _REAL_TIME:  # which no limit of processor time holds, and no group of version 1 takes in
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        step = "set oom_score_adj"
+        _give_up_protection("/proc/self/oom_score_adj")
         step = "hide the launcher"
         syscalls.set_dumpable(False)
         step = "close_range"
@@ -100,6 +113,16 @@ def _prepare(channel: int) -> _Failed | None:
     except OSError as error:
         return _Failed(step, error)
     return None
+
+
+def _give_up_protection(path: str) -> None:
+    """A service that the kernel spares for want of memory (OOMScoreAdjust= of systemd) hands that on to its children. Cells are not spared:
+    at -1000 the kernel ends none of their processes, and a cell at its memory limit would stand still.
+    """
+    with open(path) as file:
+        spared = int(file.read()) < 0
+    if spared:
+        _write(path, "0")
 
 
 class _Failed(Exception):

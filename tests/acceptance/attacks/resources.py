@@ -42,7 +42,7 @@ def memory_bomb(mebibytes: str) -> object:
 
 
 def fill_sockets(mebibytes: str) -> object:
-    """MiB that wait in TCP connections with ourselves, whose other ends read nothing. No program's memory grows by it: the kernel's does."""
+    """MiB that wait in TCP connections with ourselves, which nobody reads. They are not in the memory of any program, but of the kernel."""
     block, waiting, kept = bytes(1 << 16), 0, []
     listener = socket.create_server(("127.0.0.1", 0))
     while waiting >> 20 < int(mebibytes) and len(kept) < 200:
@@ -98,6 +98,31 @@ def open_files(most: str) -> object:
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def hold_descriptors() -> object:
+    """Say "up" once as many descriptors wait in our sockets as may (unix(7)), up to 4096 of them, and hold them until we are ended."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    pairs = []
+    try:
+        while True:
+            sender, _ = pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+            pairs.append(pair)
+            for _ in range(8):
+                socket.send_fds(sender, [b"x"], [0] * 250)
+    except OSError:
+        os.write(1, b"up\n")
+    signal.pause()
+    return len(pairs)
+
+
+def pass_descriptor() -> object:
+    """Hand one descriptor to ourselves, with the limit of open files that most programs have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1024), hard))
+    sender, _ = socket.socketpair()
+    return socket.send_fds(sender, [b"x"], [0])
 
 
 def dump_core(place: str) -> object:
