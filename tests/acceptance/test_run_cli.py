@@ -381,7 +381,7 @@ class TestRefusals:
         run.refused(run("--out", "a", "--", "true", cwd=place), "the destination to copy to is not UTF-8")
 
     def test_here_in_the_root(self, run: Runner) -> None:
-        run.refused(run("--here", "--", "true", cwd="/"), "--here: the current directory is /")
+        run.refused(run("--here", "--", "true", cwd="/"), "cannot show / to the cell, which has its own there")
 
     def test_a_state_directory_that_cannot_be_used(self, run: Runner) -> None:
         run.refused(run("--", "true", variables={"CELLOS_STATE_DIR": "/dev/null/x"}), "CELLOS_STATE_DIR: cannot use /dev/null/x")

@@ -14,6 +14,7 @@ import msgspec
 from cellos.brokers.memory import MemoryBroker
 from cellos.core.deadline import Deadline
 from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell, raw_spec_hash
+from cellos.core.documents.rules import is_own
 from cellos.errors import CellosError, ConfigError, Unenforceable
 from cellos.ports import Isolation, Output, Receipt, Residue
 from cellos.supervisor.compose import Finished, Host, Order, execute, open_host
@@ -187,8 +188,6 @@ def build_document(options: Options) -> dict[str, Any]:
     """The ExecutionCell document of the options. Raises ConfigError for what no document can say."""
     for position, argument in enumerate(options.argv):
         _check_text(argument, f"argument {position}")
-    if options.here == "/":
-        raise ConfigError("--here: the current directory is /, and a cell has a root of its own; go to the directory that is needed")
     command: dict[str, Any] = {"argv": list(options.argv), "secretDelivery": "env"}
     if options.here is not None:
         command["workingDirectory"] = options.here
@@ -201,6 +200,8 @@ def build_document(options: Options) -> dict[str, Any]:
     if sources:
         for source in sources:
             _check_text(source, "the directory")
+            if source == "/" or is_own(source):
+                raise ConfigError(f"cannot show {source} to the cell, which has its own there: choose a directory below it, or elsewhere")
         authority["filesystem"] = {"mounts": [{"source": source, "target": source, "mode": "ro"} for source in sources]}
     if options.secrets:
         authority["secretRefs"] = list(options.secrets)

@@ -136,9 +136,11 @@ def test_what_cannot_be_copied_out(path: str, place: str, text: str) -> None:
         build_document(options(out=((path, place),)))
 
 
-def test_the_root_cannot_be_here() -> None:
-    with pytest.raises(ConfigError, match="the current directory is /"):
-        build_document(options(here="/"))
+@pytest.mark.parametrize("place", ["/", "/tmp", "/usr", "/proc", "/etc/ssl"])
+@pytest.mark.parametrize("member", ["here", "read_only"])
+def test_what_a_cell_has_itself_is_not_shown_to_it(member: str, place: str) -> None:
+    with pytest.raises(ConfigError, match=f"^cannot show {place} to the cell, which has its own there: choose a directory below it, or"):
+        build_document(options(**{member: place if member == "here" else (place,)}))
 
 
 @pytest.mark.parametrize(

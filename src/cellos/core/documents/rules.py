@@ -401,13 +401,18 @@ def _mounts(document: ExecutionCell) -> Faults:
             if len(value.encode(errors="surrogatepass")) > _PATH_MAX:
                 yield Fault(f"{text}.{name} is longer than {_PATH_MAX} bytes, the most that Linux takes", f"{path}.{name}")
         target = mount.target
-        if target in _OWN_DIRECTORIES or any(target == tree or target.startswith(f"{tree}/") for tree in _OWN_TREES):
+        if is_own(target):
             yield Fault(
                 f"{text}.target {quoted(target)} is the cell's own: choose another place for {quoted(mount.source)}", f"{path}.target"
             )
         if target in seen:
             yield Fault(f"{text}.target {quoted(target)} is given twice", f"{path}.target")
         seen.add(target)
+
+
+def is_own(path: str) -> bool:
+    """Whether a cell has something of its own at a path, so that nothing of the host can be there."""
+    return path in _OWN_DIRECTORIES or any(path == tree or path.startswith(f"{tree}/") for tree in _OWN_TREES)
 
 
 def _is_normalised(path: str) -> bool:
