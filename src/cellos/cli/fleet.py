@@ -18,16 +18,16 @@ from cellos.cli.timeline import visible
 from cellos.core.documents import MAX_DOCUMENT_BYTES, parse_execution_cell
 from cellos.core.documents.identifiers import PORTABLE_RULE, is_portable
 from cellos.core.documents.parse import decode, syntax_of
+from cellos.core.objects import IRREGULAR
 from cellos.errors import CellosError, ConfigError, FleetError, StoreUnreachable
 from cellos.fleet.config import BUCKET, PREFIX, QUEUE, read_bucket, read_layout
+from cellos.fleet.records import CANNOT_START
 
 if TYPE_CHECKING:
     from cellos.fleet.queue import AgentRow, Queue, Row, Story
     from cellos.fleet.records import Receipt
 
 FAILED, TIMED_OUT = 1, 124
-CANNOT_START = "cannot_start"
-IRREGULAR = "not a regular file"
 REQUEST_SECONDS = 15.0
 LOOK_SECONDS = 1.0
 _Command = TypeVar("_Command", bound=Callable[..., Any])

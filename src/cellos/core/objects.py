@@ -11,6 +11,9 @@ from typing import Protocol
 
 from msgspec import Struct
 
+IRREGULAR = "not a regular file"
+"""The fault of what lies in a directory under the name of an object."""
+
 
 class Entry(Struct, frozen=True, kw_only=True):
     """An object without its content. `modified_ns` is by the store's own clock, often in whole seconds."""

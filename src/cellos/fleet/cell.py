@@ -11,7 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from contextlib import ExitStack
+from io import FileIO
 
 import msgspec
 
@@ -20,7 +21,7 @@ from cellos.core.ids import rfc3339
 from cellos.errors import ConfigError, EvidenceError, os_error_text
 from cellos.eventlog import lifeline
 from cellos.fleet.claims import Ending
-from cellos.fleet.records import EventDigest
+from cellos.fleet.records import CANNOT_START, EventDigest
 from cellos.supervisor.state import evidence_directory
 
 PASSED = frozenset({"PATH", "HOME", "LANG", "TZ", "NATS_URL", "NATS_CA_FILE", "RUST_LOG"})
@@ -29,7 +30,7 @@ OURS = "CELLOS_FLEET_"
 JSONL = "CELL_OS_JSONL_EVENTS"
 SINKS = (JSONL, "NATS_URL", "CELL_OS_REQUIRE_JETSTREAM", "CELL_OS_USE_NOOP_SINK")
 ERROR_FD = "CELLOS_ERROR_FD"
-CANNOT_START = 127
+NOT_STARTED = 127
 """Of the lifeline, and of shells."""
 LONGEST_DETAIL = 1000
 
@@ -45,7 +46,7 @@ def supervisor_environment(environment: Mapping[str, str], run_id: str) -> dict[
 class Cell:
     """One attempt. `until` and `extend` are times of CLOCK_BOOTTIME, after which the cell does not run."""
 
-    def __init__(self, process: asyncio.subprocess.Process, told: BinaryIO, run_id: str, record: str | None, offset: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, told: FileIO, run_id: str, record: str | None, offset: int) -> None:
         """`told`: where the supervisor writes why it could not make a cell."""
         self._process = process
         self._told = told
@@ -63,24 +64,24 @@ class Cell:
             given[JSONL] = f"{evidence_directory(given)}/{run_id}.jsonl"
         record = given.get(JSONL) or None
         offset = _size(record)
-        told = os.fdopen(_in_memory(b""), "rb")
-        descriptor = _in_memory(spec)
-        try:
-            given[ERROR_FD] = str(told.fileno())
-            options = (f"--stdin={descriptor}", f"--until={until}")
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", lifeline.__file__, *options, supervisor, "-",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=2,
-                env=given,
-                pass_fds=(descriptor, told.fileno()),
-                start_new_session=True,  # a key press meant for us is not for the cells
-            )  # fmt: skip
-        except OSError as error:
-            told.close()
-            raise ConfigError(f"cannot start a cell: {os_error_text(error)}") from error
-        finally:
-            os.close(descriptor)
+        with ExitStack() as closing:
+            try:
+                document = closing.enter_context(_in_memory(spec))
+                told = closing.enter_context(_in_memory(b""))
+                given[ERROR_FD] = str(told.fileno())
+                options = (f"--stdin={document.fileno()}", f"--until={until}")
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-I", "-S", lifeline.__file__, *options, supervisor, "-",
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=2,
+                    env=given,
+                    pass_fds=(document.fileno(), told.fileno()),
+                    start_new_session=True,  # a key press meant for us is not for the cells
+                )  # fmt: skip
+            except OSError as error:
+                raise ConfigError(f"cannot start a cell: {os_error_text(error)}") from error
+            document.close()
+            closing.pop_all()
         return cls(process, told, run_id, record, offset)
 
     def extend(self, until: float) -> None:
@@ -105,8 +106,8 @@ class Cell:
         with self._told as told:
             told.seek(0)  # it is one open file, written by the supervisor
             detail = " ".join(told.read(4 * LONGEST_DETAIL).decode(errors="replace").split())[:LONGEST_DETAIL] or None
-        if reason is None and code != 0 and (detail is not None or (code == CANNOT_START and events is None)):
-            reason = "cannot_start"
+        if reason is None and code != 0 and (detail is not None or (code == NOT_STARTED and events is None)):
+            reason = CANNOT_START
         return Ending(
             outcome="completed" if code == 0 else "failed",
             reason=reason,
@@ -118,13 +119,12 @@ class Cell:
         )
 
 
-def _in_memory(content: bytes) -> int:
-    """A descriptor to read it from."""
-    descriptor = os.memfd_create("spec", os.MFD_CLOEXEC)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
+def _in_memory(content: bytes) -> FileIO:
+    """A file to read it from. Raises OSError."""
+    file = FileIO(os.memfd_create("cellos-fleet", os.MFD_CLOEXEC), "r+")
+    file.write(content)
+    file.seek(0)
+    return file
 
 
 def _size(path: str | None) -> int:

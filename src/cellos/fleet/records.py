@@ -11,6 +11,8 @@ from cellos.fleet.layout import Outcome
 
 MOST_BYTES = 8 << 20
 """No record is longer: a claim holds a spec of at most 1 MiB in base64."""
+INVALID_SPEC, CANNOT_START = "invalid_spec", "cannot_start"
+"""Reasons of an end that no run's own record tells."""
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):

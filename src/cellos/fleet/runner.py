@@ -15,9 +15,8 @@ from cellos.errors import ConfigError, LeaseLost, StoreError
 from cellos.fleet.cell import Cell
 from cellos.fleet.claims import Claims, Ending, Held
 from cellos.fleet.config import Config
-from cellos.fleet.records import Receipt
+from cellos.fleet.records import CANNOT_START, INVALID_SPEC, Receipt
 
-INVALID_SPEC, CANNOT_START = "invalid_spec", "cannot_start"
 FIRST_BACKOFF, LONGEST_BACKOFF = 0.5, 60.0
 _log = logging.getLogger("cellos_fleet")
 

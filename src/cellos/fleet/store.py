@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from cellos.core.objects import Entry, ObjectStore, Stored
+from cellos.core.objects import IRREGULAR, Entry, ObjectStore, Stored
 from cellos.errors import ConfigError, StoreError, StoreUnfit, StoreUnreachable, os_error_text
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class _Store:
     async def read(self, key: str, most: int) -> Stored | None:
         irregular = self._irregular(key)
         if irregular is not None:
-            return Stored(body=b"", entry=irregular, fault="not a regular file")
+            return Stored(body=b"", entry=irregular, fault=IRREGULAR)
         try:
             answer = await _outcome(self._bucket.get_async(key))
             entry = _entry(answer.meta)
