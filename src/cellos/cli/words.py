@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from cellos.ports import Isolation
     from cellos.supervisor.run import CellOutcome
 
-SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/etc/", "/dev/", "/proc/", "/sys/")
+BUILT = ("/etc/", "/dev/", "/proc/", "/sys/")
+"""What is made for each cell; nothing is to be added there, wherever a link of the host leads to."""
+SYSTEM = ("/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", *BUILT)
 """What a cell has of the system; nothing is to be added there."""
 OWN = ("/", "/tmp", "/work", "/var", "/var/tmp", "/run", "/home", "/root", "/mnt", "/opt")
 """Directories of the cell's own, which cannot be replaced as a whole."""
@@ -108,18 +110,25 @@ def hints(options: "Options", outcome: "CellOutcome") -> Iterator[str]:
     if outcome.command.spawn_error is not None and "/" not in options.argv[0]:
         import shutil
 
+        from cellos.supervisor.compose import COMMAND_PATH
+
         found = shutil.which(options.argv[0])
         if found is not None and not _visible(options, found):
             real = os.path.realpath(found)
-            yield f"{options.argv[0]} lies outside the cell, at {found}: add --ro {_installed_in(real)}, and run it as {real}"
+            program = found if _is_shown(options, real) else real
+            yield f"{options.argv[0]} lies outside the cell, at {found}: add --ro {_installed_in(program)}, and run it as {program}"
+            return
+        if found is not None and os.path.dirname(found) not in COMMAND_PATH.split(":"):
+            yield f"{options.argv[0]} is in no directory of the cell's PATH, {COMMAND_PATH}: run it as {found}"
             return
     for argument in options.argv:
         if not argument or argument.startswith("-") or not os.path.exists(argument):
             continue
         if os.path.isabs(argument):
             if argument not in OWN and not _visible(options, argument):
-                directory = argument if os.path.isdir(argument) else _installed_in(argument)
-                yield f"{argument} is not visible in the cell: add --ro {argument if directory in OWN else directory}"
+                hidden = os.path.realpath(argument) if _is_shown(options, argument) else argument
+                directory = hidden if os.path.isdir(hidden) else _installed_in(hidden)
+                yield f"{hidden} is not visible in the cell: add --ro {hidden if directory in OWN else directory}"
                 return
         elif options.here is None:
             yield f"{argument} exists here: add --here"
@@ -145,5 +154,10 @@ def _installed_in(path: str) -> str:
 
 
 def _visible(options: "Options", path: str) -> bool:
+    """Whether the cell has what the path means here: a link that it has may lead to where it has nothing, and from there to what it has."""
+    return os.path.abspath(path).startswith(BUILT) or (_is_shown(options, path) and _is_shown(options, os.path.realpath(path)))
+
+
+def _is_shown(options: "Options", path: str) -> bool:
     shown = [*SYSTEM, *(directory.rstrip("/") + "/" for directory in (*options.read_only, *([options.here] if options.here else [])))]
-    return (os.path.realpath(path) + "/").startswith(tuple(shown)) or (os.path.abspath(path) + "/").startswith(tuple(shown))
+    return (os.path.abspath(path) + "/").startswith(tuple(shown))

@@ -164,6 +164,31 @@ class TestHints:
         ]
         assert self.of("nothing", command=missing) == []
 
+    def test_links_between_the_cell_and_what_it_has_not(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a virtual environment's python, which is a link to that of the system."""
+        missing = ended(spawn_error="No such", spawn_errno=errno.ENOENT)
+        (place / "venv/bin").mkdir(parents=True)
+        (place / "venv/lib").mkdir()
+        python = place / "venv/bin/python9"
+        python.symlink_to("/usr/bin/env")
+        (place / "dir/led").symlink_to(place / "x.py")
+        monkeypatch.setenv("PATH", str(python.parent))
+        assert self.of(str(python), command=missing) == [f"{python} is not visible in the cell: add --ro {place}/venv"]
+        assert self.of("python9", command=missing) == [
+            f"python9 lies outside the cell, at {python}: add --ro {place}/venv, and run it as {python}"
+        ]
+        assert self.of(str(python), command=missing, read_only=(f"{place}/venv",)) == []
+        assert self.of("cat", f"{place}/dir/led", read_only=(f"{place}/dir",)) == [
+            f"{place}/x.py is not visible in the cell: add --ro {place}"
+        ]
+        assert self.of("grep", "x", "/dev/stdin") == []
+
+    def test_a_program_that_is_not_on_the_path_of_cells(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        missing = ended(spawn_error="No such", spawn_errno=errno.ENOENT)
+        for directory, told in (("/usr/sbin", ["tool is in no directory of the cell's PATH, {}: run it as /usr/sbin/tool"]), ("/bin", [])):
+            monkeypatch.setattr("shutil.which", lambda name, directory=directory: f"{directory}/{name}")
+            assert self.of("tool", command=missing) == [text.format("/usr/bin:/bin:/usr/local/bin") for text in told]
+
     def test_an_interpreter_comes_with_its_libraries(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (place / "python/bin").mkdir(parents=True)
         (place / "python/bin/python9").write_text("")
