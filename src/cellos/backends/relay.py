@@ -322,6 +322,7 @@ class Relay:
             elif interrupt or (now >= limit and process.pidfd not in ready):
                 if killed:
                     self._ended(started, now)
+                    self._abandon()
                     return ended
                 asking = not stopping and not at_once and command.grace_seconds > 0
                 if not stopping:
@@ -351,7 +352,9 @@ class Relay:
             self._inflow.close()
 
     def _abandon(self) -> None:
-        """Somebody took too long, the reader of the output or a process that holds it open: what was not taken is lost, and said to be."""
+        """Somebody took too long, the reader of the output or a process that holds it open or does not end: what was not taken is lost, and
+        said to be.
+        """
         for flow in self._outflows:
             flow.truncated |= flow.undelivered or not flow.ended
             self.lost |= flow.undelivered or (flow.unread and flow.target is not None)
@@ -368,7 +371,7 @@ class Relay:
         poll = select.poll()
         for descriptor, events in flows.values():
             poll.register(descriptor, events)
-        if not gone:
+        if not gone:  # before `control`, in the order of which they are looked at: what was said at the very end is seen with the end
             poll.register(process.pidfd, select.POLLIN)
         if process.control is not None:
             poll.register(process.control, select.POLLIN)

@@ -675,13 +675,16 @@ def test_a_deadline_during_the_grace_of_an_interrupt_changes_nothing(process: Fa
     assert [what for what, _ in process.asked] == ["terminate", "kill"]
 
 
-def test_a_tree_that_cannot_be_killed_was_ended_by_the_deadline_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tree_that_cannot_be_killed_was_ended_by_the_deadline_all_the_same(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cellos.backends.relay._KILL_SECONDS", 0.05)
     process = FakeProcess(ends_on=())
+    pipe.fill()
     try:
-        with Relay(command(deadline_seconds=0.05)) as relay:
+        with Relay(command(deadline_seconds=0.05, stdout=Output(descriptor=pipe.writing))) as relay:
+            os.write(relay.child_ends[0], b"late")
             relay.release_child_ends()
             assert relay.watch(process, started=time.monotonic()) == "deadline"
+            assert (relay.lost, relay.captured[2]) == (True, True)
     finally:
         process.close()
     assert [what for what, _ in process.asked] == ["kill"]
