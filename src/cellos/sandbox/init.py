@@ -116,7 +116,6 @@ def run(control_descriptor: int, launcher: int, joins: list[int], *, program: by
         os._exit(1)
     os.close(launcher)
     syscalls.set_dumpable(False)
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # the interpreter's handler would let the cell interrupt its process 1
     control = _Control(control_descriptor)
     step = ["start"]
 

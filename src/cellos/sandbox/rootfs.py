@@ -48,10 +48,9 @@ ETC_FILES = {
     "hostname": "cell\n",
 }
 ETC_COPIED = ("ld.so.cache", "localtime", "ssl/openssl.cnf")
-ETC_BOUND = (
-    "alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies",
-    *sorted(name for name in os.listdir("/etc") if name.startswith("java-")),  # into which /usr/lib/jvm of Debian has links
-)  # fmt: skip
+ETC_BOUND = ("alternatives", "ssl/certs", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies")
+ETC_OF_JAVA = "java-"
+"""How directories begin that are bound as well: /usr/lib/jvm of Debian has links into them."""
 CPU_LIST = "sys/devices/system/cpu/online"
 """The one file of /sys that libc reads, to count processors."""
 
@@ -147,10 +146,15 @@ def _build_etc(step: Step) -> None:
         content = _read("/etc/" + name)
         if content is not None:
             _touch("etc/" + name, content)
-    for name in ETC_BOUND:
+    for name in etc_bound():
         if os.path.isdir("/etc/" + name):
             os.mkdir("etc/" + name)
             syscalls.bind("/etc/" + name, "etc/" + name, _SEALED)
+
+
+def etc_bound() -> list[str]:
+    """What a cell sees of the host's /etc itself, where it is there."""
+    return [*ETC_BOUND, *(name for name in os.listdir("/etc") if name.startswith(ETC_OF_JAVA))]
 
 
 def _read(path: str) -> bytes | None:
