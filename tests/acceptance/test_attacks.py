@@ -215,6 +215,10 @@ KERNEL = {
     "perf_event_open": Attack(do="kernel.perf_event", works=True, denied="ENOSYS", policy="kernel.perf_event_paranoid"),
     "reboot": Attack(do="kernel.reboot", works="EINVAL", denied="ENOSYS", root=True),
     "32-bit system calls": Attack(do="kernel.int80", works="done", denied="signal 31"),
+    "huge pages": Attack(do="kernel.huge_pages", works={"mmap": True, "memfd_create": True}, denied={"mmap": False, "memfd_create": False}),
+    "making the host write": Attack(do="kernel.write_all", works="EBADF", denied=0),
+    "what the host reads": Attack(do="kernel.cached_pages /usr/bin/env", works=0, denied="ENOSYS", root=True),
+    "POSIX message queue": Attack(do="kernel.message_queue", works=True, denied="ENOSYS"),
     "planting a key": Attack(do="kernel.add_key", works=True, denied="ENOSYS"),
 }
 NO_FAMILY: dict[str, Any] = {"works": "opened", "denied": "EAFNOSUPPORT"}
@@ -241,13 +245,16 @@ SOCKETS = {
     "IPv6 UDP-Lite": Attack(do="network.open_socket 10 2 136", **NO_PROTOCOL),
     "SCTP": Attack(do="network.open_socket 2 1 132", **NO_PROTOCOL),
     "L2TP": Attack(do="network.open_socket 2 2 115", **NO_PROTOCOL),
+    "out-of-band data": Attack(do="network.out_of_band", works=1, denied="ENOTSUP"),
+    "IPsec in UDP": Attack(do="network.decapsulate", works="done", denied="ENOPROTOOPT"),
+    "a protocol on top of TCP": Attack(do="network.stack_protocol", works=True, denied=False),
     "an IPv6 listener of the host": Attack(do="network.connect ::1 {six}", works=SECRET, denied="ECONNREFUSED"),
     "an abstract socket of the host": Attack(do="network.connect_unix {name}", works=SECRET, denied="ECONNREFUSED"),
     "a socket file of the host": Attack(do="network.connect_unix {socket}", works=SECRET, denied="ENOENT"),
 }
 TOUR = FILES | PROCESSES | NAMESPACES | KERNEL | SOCKETS
 
-ABSENT = ("ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT")
+ABSENT = ("ENOSYS", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ENOPROTOOPT")
 
 
 @pytest.mark.parametrize("attack", TOUR.values(), ids=TOUR.keys())
@@ -267,6 +274,12 @@ def test_works_outside_and_is_denied_inside(attack: Attack, host: Host, outside:
     else:
         assert control == attack.works
     assert inside(*steps(attack.do_inside or attack.do)) == attack.denied
+
+
+def test_a_module_by_ioctl(outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    if os.path.isdir("/sys/module/bridge"):  # else the kernel would load it, whoever asks
+        assert outside("network", "bridge_version") == 1
+    assert inside("network", "bridge_version") == "EPERM"
 
 
 def test_an_address_that_is_not_loopback(host: Host, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:

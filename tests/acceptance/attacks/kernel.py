@@ -98,6 +98,33 @@ def perf_event() -> object:
     return syscall(298, attributes, 0, -1, -1, 0) > 2
 
 
+def huge_pages() -> object:
+    """Whether we get as far as the huge pages of the host. ENOMEM is the kernel's answer where it has none to spare."""
+    private, anonymous, hugetlb = 0x2, 0x20, 0x4_0000
+    return {
+        "mmap": outcome(lambda: syscall(9, 0, 2 << 20, 3, private | anonymous | hugetlb, -1, 0) > 0) in {True, "ENOMEM"},
+        "memfd_create": outcome(lambda: syscall(319, b"huge", 4) > 2) in {True, "ENOMEM"},
+    }
+
+
+def write_all() -> object:
+    """Have a file system write what it has (syncfs). EBADF is the kernel's answer to who names none."""
+    return syscall(306, -1)
+
+
+def cached_pages(path: str) -> object:
+    """How much of a file is in memory."""
+    return syscall(451, os.open(path, os.O_RDONLY), struct.pack("2Q", 0, 0), ctypes.create_string_buffer(40), 0)
+
+
+def message_queue() -> object:
+    """A POSIX message queue, gone at once."""
+    name = b"cellos-%d" % os.getpid()
+    queue = syscall(240, name, os.O_CREAT | os.O_RDWR, 0o600, None)
+    syscall(241, name)
+    return queue > 2
+
+
 def reboot() -> object:
     """A reboot with a command that does not exist: EINVAL is the answer to somebody who may reboot."""
     return syscall(169, 0xFEE1DEAD, 672274793, 0x0BADC0DE, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import json
 import os
 import re
@@ -31,11 +32,20 @@ Verdict = tuple[str, int]
 PROGRAM = seccomp.program()
 SOCKET, SOCKETPAIR, CLONE, IOCTL, UNSHARE, SETNS = 41, 53, 56, 16, 272, 308
 SETPRIORITY, IOPRIO_SET = 141, 251
+MMAP, MEMFD_CREATE, SHMGET, SETSOCKOPT, SENDTO, SENDMSG, SENDMMSG, SYNC, SYNCFS = 9, 319, 29, 54, 44, 46, 307, 162, 306
 OF_A_PROCESS = (142, 144, 203, 302, 314)
 """sched_setparam, sched_setscheduler, sched_setaffinity, prlimit64, sched_setattr"""
-CHECKED = (SOCKET, SOCKETPAIR, CLONE, IOCTL, SETPRIORITY, IOPRIO_SET, *OF_A_PROCESS)
+IOCTLS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983)
+"""TIOCSTI, TIOCLINUX, TIOCSETD, and of sockets SIOCGIFBR, SIOCSIFBR, SIOCBRADDBR, SIOCBRDELBR, SIOCGIFVLAN, SIOCSIFVLAN"""
+BY_FLAG = {
+    MMAP: (3, 0x4_0000), MEMFD_CREATE: (1, 4), SHMGET: (2, 0o4000), SENDTO: (3, 1), SENDMSG: (2, 1), SENDMMSG: (3, 1),
+}  # fmt: skip
+"""Call to the argument, and its bit, that asks for huge pages or, of those that send, for out-of-band data."""
+CHECKED = (SOCKET, SOCKETPAIR, CLONE, IOCTL, SETPRIORITY, IOPRIO_SET, SETSOCKOPT, *OF_A_PROCESS, *BY_FLAG)
+ALLOWED = frozenset(seccomp.allowed_numbers().values())
 
 
+@functools.cache
 def instructions(program: bytes) -> list[tuple[int, int, int, int]]:
     return list(struct.iter_unpack("HBBI", program))
 
@@ -77,18 +87,21 @@ def decode(answer: int) -> Verdict:
 
 # -- the policy, said once more and independently ---------------------------------------------------------------------------------------
 
-ENOSYS, EPERM, EPROTONOSUPPORT, EAFNOSUPPORT = (
-    ("errno", number) for number in (errno.ENOSYS, errno.EPERM, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT)
+ENOSYS, EPERM, EPROTONOSUPPORT, EAFNOSUPPORT, ENOPROTOOPT, EOPNOTSUPP, DONE = (
+    ("errno", number)
+    for number in (errno.ENOSYS, errno.EPERM, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOPROTOOPT, errno.EOPNOTSUPP, 0)
 )
 PASS = ("allow", 0)
+WHATEVER = {UNSHARE: EPERM, SETNS: EPERM, SYNC: DONE, SYNCFS: DONE}
 
 
 def policy(number: int, args: tuple[int, ...] = (), arch: int = X86_64) -> Verdict:
     """What docs/explanation/isolation.md promises. The kernel takes `int` arguments from the lower half of a register."""
     if arch != X86_64:
         return "kill", 0
-    first, second, third, *_ = [arg & 0xFFFF_FFFF for arg in (*args, 0, 0, 0)]
-    if number in seccomp.allowed_numbers().values():
+    lower = [arg & 0xFFFF_FFFF for arg in (*args, 0, 0, 0, 0)]
+    first, second, third, *_ = lower
+    if number in ALLOWED:
         return PASS
     if number == SOCKET:
         if first == 1 or (first == 16 and third == 0):  # AF_UNIX; AF_NETLINK for NETLINK_ROUTE
@@ -105,14 +118,17 @@ def policy(number: int, args: tuple[int, ...] = (), arch: int = X86_64) -> Verdi
         new = 0x0002_0000 | 0x0200_0000 | 0x0400_0000 | 0x0800_0000 | 0x1000_0000 | 0x2000_0000 | 0x4000_0000
         return EPERM if first & new else PASS
     if number == IOCTL:
-        return EPERM if second in (0x5412, 0x541C) else PASS  # TIOCSTI, TIOCLINUX
+        return EPERM if second in IOCTLS else PASS
+    if number in BY_FLAG:
+        place, bit = BY_FLAG[number]
+        return PASS if not lower[place] & bit else EOPNOTSUPP if bit == 1 else EPERM
+    if number == SETSOCKOPT:  # TCP_ULP of SOL_TCP, UDP_ENCAP of SOL_UDP
+        return ENOPROTOOPT if (second, third) in ((6, 31), (17, 100)) else PASS
     if number in OF_A_PROCESS:
         return EPERM if first == 1 else PASS
     if number in (SETPRIORITY, IOPRIO_SET):  # one process, a group of them, all of a user: 0, 1, 2 and 1, 2, 3
         return EPERM if second == 1 or first == {SETPRIORITY: 2, IOPRIO_SET: 3}[number] else PASS
-    if number in (UNSHARE, SETNS):
-        return EPERM
-    return ENOSYS
+    return WHATEVER.get(number, ENOSYS)
 
 
 INTERESTING = (
@@ -126,9 +142,14 @@ INTERESTING = (
     16,
     17,
     40,
+    31,
+    100,
     0x5412,
     0x541C,
+    0x8940,
+    0x8983,
     0x0002_0000,
+    0x4_0022,
     0x1000_0000,
     0x4000_0000,
     0x8_0003,
@@ -151,21 +172,26 @@ def test_x32_calls_are_unknown_calls() -> None:
 
 @pytest.mark.parametrize("number", [*CHECKED, UNSHARE, SETNS])
 def test_checked_calls_over_all_combinations_of_telling_arguments(number: int) -> None:
+    fourths = (0, 1, 0x4_0022) if number in BY_FLAG else (0,)
     for first in INTERESTING:
         for second in INTERESTING:
-            for third in (0, 1, 6, 15, 17, 58, 132, 262, 1 << 32, 132 | 1 << 32, 6 | 1 << 32):
-                assert execute(PROGRAM, number, (first, second, third)) == policy(number, (first, second, third)), (first, second, third)
+            for third in (0, 1, 6, 15, 17, 31, 58, 100, 132, 262, 0o4600, 1 << 32, 132 | 1 << 32, 6 | 1 << 32):
+                for fourth in fourths:
+                    args = (first, second, third, fourth)
+                    assert execute(PROGRAM, number, args) == policy(number, args), args
 
 
 WORDS = st.integers(0, (1 << 64) - 1) | st.sampled_from(INTERESTING)
 
 
-@given(number=st.sampled_from(CHECKED), args=st.tuples(WORDS, WORDS, WORDS))
-@example(number=SOCKET, args=((1 << 32) | 17, 3, 0))
-@example(number=IOCTL, args=(0, (1 << 63) | 0x5412, 0))
-@example(number=SETPRIORITY, args=((1 << 32) | 2, 7, 0))
-@example(number=144, args=((1 << 32) | 1, 0, 0))
-def test_arguments_have_the_verdict_of_the_policy(number: int, args: tuple[int, int, int]) -> None:
+@given(number=st.sampled_from(CHECKED), args=st.tuples(WORDS, WORDS, WORDS, WORDS))
+@example(number=SOCKET, args=((1 << 32) | 17, 3, 0, 0))
+@example(number=IOCTL, args=(0, (1 << 63) | 0x5412, 0, 0))
+@example(number=SETPRIORITY, args=((1 << 32) | 2, 7, 0, 0))
+@example(number=144, args=((1 << 32) | 1, 0, 0, 0))
+@example(number=SETSOCKOPT, args=(3, (1 << 32) | 6, (1 << 32) | 31, 0))
+@example(number=MMAP, args=(0, 0, 3, (1 << 32) | 0x4_0022))
+def test_arguments_have_the_verdict_of_the_policy(number: int, args: tuple[int, int, int, int]) -> None:
     assert execute(PROGRAM, number, args) == policy(number, args)
 
 
@@ -207,6 +233,9 @@ NEVER = """
     reboot=169 swapon=167 swapoff=168 sethostname=170 setdomainname=171 iopl=172 ioperm=173 settimeofday=164 clock_settime=227
     clock_adjtime=305 adjtimex=159 acct=163 quotactl=179 syslog=103 personality=135 modify_ldt=154 vmsplice=278 fanotify_init=300
     process_madvise=440 process_mrelease=448 statmount=457 listmount=458 memfd_secret=447 lookup_dcookie=212 nfsservctl=180
+    mq_open=240 mq_unlink=241 mq_notify=244 cachestat=451 futex_wake=454 futex_wait=455 futex_requeue=456 lsm_get_self_attr=459
+    lsm_set_self_attr=460 lsm_list_modules=461 set_mempolicy_home_node=450 quotactl_fd=443 uselib=134 vhangup=153 move_pages=279
+    mbind=237 set_mempolicy=238 migrate_pages=256 remap_file_pages=216 io_setup=206 io_submit=209 fanotify_mark=301
 """
 
 
@@ -219,7 +248,11 @@ def test_what_must_never_be_allowed(item: str) -> None:
 
 def test_no_call_is_listed_twice() -> None:
     listed = [*(item for text in seccomp.ALLOWED.values() for item in text.split())]
-    listed += [f"{name}={number}" for table in (seccomp.CHECKED, seccomp.OF_OTHERS, seccomp.REFUSED) for name, number in table.items()]
+    listed += [
+        f"{name}={number}"
+        for table in (seccomp.CHECKED, seccomp.OF_OTHERS, seccomp.REFUSED, seccomp.DONE)
+        for name, number in table.items()
+    ]
     names, numbers = zip(*(item.split("=") for item in listed), strict=True)
     assert len(set(names)) == len(names)
     assert len(set(numbers)) == len(numbers)
@@ -233,7 +266,7 @@ def header_numbers() -> dict[str, int]:
 
 def test_every_name_has_the_number_of_the_kernel_headers() -> None:
     header = header_numbers()
-    known = {**seccomp.allowed_numbers(), **seccomp.CHECKED, **seccomp.OF_OTHERS, **seccomp.REFUSED}
+    known = {**seccomp.allowed_numbers(), **seccomp.CHECKED, **seccomp.OF_OTHERS, **seccomp.REFUSED, **seccomp.DONE}
     known |= {name: int(number) for name, number in (item.split("=") for item in NEVER.split())}
     newest = max(header.values())
     wrong = {name: (number, header.get(name)) for name, number in known.items() if header.get(name) != number and number <= newest}
@@ -308,6 +341,13 @@ def test_the_kernel_reads_it_the_same_way() -> None:
     calls: list[tuple[int, ...]] = [(number, -1, -1, -1, -1, -1, -1) for number in (165, 425, 250, 101, 321, 435)]
     calls += [(SOCKET, 40, 1, 0), (SOCKET, 2, 3, 1), (SOCKET, 16, 3, 9), (UNSHARE, 0x1000_0000), (SETNS, 0, 0), (IOCTL, 0, 0x5412, 0)]
     calls += [(X32_BIT | 39,), (39,), (SOCKET, 1, 1, 0), (SOCKET, 2, 1, 132), (SOCKET, 2, 1, 6)]
+    calls += [
+        (SYNCFS, -1),
+        (SENDTO, -1, 0, 0, 1, 0, 0),
+        (SETSOCKOPT, -1, 6, 31, 0, 0),
+        (IOCTL, -1, 0x8982, 0),
+        (MMAP, 0, 4096, 3, 0x4_0022, -1, 0),
+    ]
     calls += [(302, 1, 7, 0, 0), (203, 1, 0, 0), (SETPRIORITY, 0, 1, 19), (SETPRIORITY, 2, 0, 19), (IOPRIO_SET, 1, 1, 0)]
     done = subprocess.run([sys.executable, "-c", TRY, json.dumps(calls)], capture_output=True, text=True, timeout=60, check=True)
     expected = [policy(number, args) if number < X32_BIT else ENOSYS for number, *rest in calls for args in [tuple(rest)]]
