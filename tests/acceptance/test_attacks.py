@@ -23,6 +23,8 @@ import pytest
 PYTHON = "/usr/bin/python3"
 ROOT = os.geteuid() == 0
 SECRET = "canary-5f1c9e7a"
+ABSTRACT = f"{SECRET}-{os.getpid()}"
+"""These names are the whole host's."""
 
 WHY_SKIPPED = "what an ordinary user may not do outside proves nothing inside"
 pytestmark = pytest.mark.linux_backend(user_may_skip=WHY_SKIPPED)
@@ -83,7 +85,7 @@ def host() -> Iterator[Host]:
                 address=waiting.stdout.readline().strip(),
                 port=str(listeners[0].getsockname()[1]),
                 six=str(listeners[1].getsockname()[1]),
-                name="@" + SECRET,
+                name="@" + ABSTRACT,
                 socket=f"{place}/listener",
                 own=own,
             )
@@ -104,7 +106,7 @@ def _home() -> str:
 def _listeners(place: str) -> list[socket.socket]:
     """Each says SECRET to whoever connects, until it is shut down."""
     listeners = [socket.create_server(("0.0.0.0", 0)), socket.create_server(("::1", 0), family=socket.AF_INET6)]
-    for name in ("\0" + SECRET, f"{place}/listener"):
+    for name in ("\0" + ABSTRACT, f"{place}/listener"):
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(name)
         listener.listen()

@@ -24,6 +24,7 @@ WHY_SKIPPED = "what an ordinary user may not do outside proves nothing inside"
 pytestmark = pytest.mark.linux_backend(user_may_skip=WHY_SKIPPED)
 
 PIPES = ["/dev/null", "pipe", "pipe"]
+END = b"<end>"
 
 
 # ---------------------------------------------------------------- terminals
@@ -51,11 +52,13 @@ class Terminal:
             return ""
 
     def shown(self) -> bytes:
-        """Everything written to the terminal so far."""
+        """Everything written to the terminal so far. It comes a moment later than the write returns, but in order."""
+        os.write(self.slave, END)
         text = b""
-        while select.select([self.master], [], [], 0)[0]:
+        while not text.endswith(END):
+            assert select.select([self.master], [], [], 60)[0], text
             text += os.read(self.master, 65536)
-        return text
+        return text.removesuffix(END)
 
 
 @pytest.fixture

@@ -107,6 +107,16 @@ class Plane:
         (part,) = others()
         os.kill(part, signal.SIGKILL)
         until(lambda: others(part), f"{word} is started again")
+        if word == "nats-server":
+            until(self._nats_listens)
+
+    def _nats_listens(self) -> bool:
+        host, port = self.facts["nats"].removeprefix("nats://").split(":")
+        try:
+            socket.create_connection((host, int(port)), SECONDS).close()
+        except OSError:
+            return False
+        return True
 
 
 @pytest.fixture
@@ -326,7 +336,14 @@ class TestFormations:
         }
         ends(plane.commands.start("cellos-node", variables=variables))
         until(lambda: len(plane.get("nodes")) == 2, "the second node is there")
-        spec = {"run": {"argv": ["/bin/sleep", "2"]}, "authority": {}, "lifetime": {"ttlSeconds": 60}}
+        held = tmp_path / "held"
+        held.mkdir()
+        held.chmod(0o755)
+        spec = {
+            "run": {"argv": ["/bin/sh", "-c", "until test -e /held/go; do sleep 0.1; done"]},
+            "authority": {"filesystem": {"mounts": [{"source": str(held), "target": "/held"}]}},
+            "lifetime": {"ttlSeconds": 600},
+        }
         members = [{"id": "m0", "use": "t"}, *({"id": f"m{n}", "authorizedBy": "m0", "use": "t"} for n in range(1, 4))]
         document = {
             "name": "shared",
@@ -339,6 +356,7 @@ class TestFormations:
         plane.call("apply", "-f", str(path))
         until(lambda: len([each for each in plane.get("cells") if each["state"] == "running"]) == 2, "both nodes have a cell")
         plane.kill("cellos.node.main")
+        (held / "go").touch()
         plane.call("wait", "formation", "shared", "--timeout", "60s")
         told = [json.loads(line) for line in plane.call("events", "--formation", "shared", "--json").splitlines()]
         assert [run["verdict"]["state"] for run in told] == ["verified"] * 5

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from cellos.testing.daemon_process import hears
+
 SECONDS = 120.0
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'cellos-fleet'; from cellos.fleet.main import main; main()"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -67,8 +69,8 @@ class Queue:
         return process
 
     def log(self, node: str) -> list[dict[str, Any]]:
-        """Its records; every line has to be one."""
-        return [json.loads(line)["fields"] for line in (self.place / f"{node}.out").read_text().splitlines()]
+        """Its records; every line has to be one, but for the last, which it may be writing."""
+        return [json.loads(line)["fields"] for line in (self.place / f"{node}.out").read_text().split("\n")[:-1]]
 
     def messages(self, node: str) -> list[str]:
         return [each["message"] for each in self.log(node)]
@@ -141,6 +143,7 @@ def test_two_agents_drain_a_mixed_queue_although_one_is_killed(queue: Queue, tmp
     }
     wait_for(lambda: not queue.names("claimed"), "that all is cleared away")
     for agent in (heir, again):
+        wait_for(lambda agent=agent: hears(agent.pid, signal.SIGTERM), "its start")
         agent.send_signal(signal.SIGTERM)
     assert [agent.wait(SECONDS) for agent in (heir, again)] == [0, 0]
     # What lies where.
@@ -192,13 +195,13 @@ def test_a_drain_lets_its_cell_end_and_what_failed_can_be_tried_again(queue: Que
     )
     queue.submit(spec)
     first = queue.agent("first", CELLOS_FLEET_HEARTBEAT_INTERVAL_MS="100")
-    wait_for(lambda: "running cell" in queue.messages("first"), "the cell")
-    queue.submit(document("later", "/bin/true"))
-    first.send_signal(signal.SIGTERM)
 
     def heartbeats() -> list[dict[str, Any]]:
         return [each for each in queue.log("first") if each["message"] == "heartbeat"]
 
+    wait_for(lambda: heartbeats()[-1:] and heartbeats()[-1]["running"] == 1, "a heartbeat while the cell runs")
+    queue.submit(document("later", "/bin/true"))
+    first.send_signal(signal.SIGTERM)
     wait_for(lambda: heartbeats()[-1:] and heartbeats()[-1]["draining"], "a heartbeat while it drains")
     [agent] = json.loads(queue("ls").stdout)["agents"]
     assert (agent["node"], agent["state"], agent["runs"]) == ("first", "draining", 1)

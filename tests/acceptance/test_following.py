@@ -26,7 +26,7 @@ from cellos.client.address import Address
 from cellos.client.server import Server
 from cellos.core.output import OutputEnd, Piece
 from cellos.testing.crew import Crew
-from cellos.testing.nats_server import NatsServer
+from cellos.testing.nats_server import NatsServer, reserve_port
 from cellos.testing.server_process import TOKEN, ServerProcess
 
 SECONDS = 60
@@ -393,7 +393,9 @@ class TestClient:
 
 class TestOutage:
     def test_followers_outlive_the_server(self, tmp_path: Path, commands: Any, ends: Any, capfd: Any) -> None:
-        with NatsServer(str(tmp_path / "nats")) as nats, ServerProcess(nats.url) as process, Crew(nats.url) as crew:
+        nats = NatsServer(str(tmp_path / "nats"))
+        process = ServerProcess(nats.url, CELLOS_SERVER_BIND=f"127.0.0.1:{reserve_port(nats)}")  # nobody else is given it while it is down
+        with nats, process, Crew(nats.url) as crew:
             cellos = Shell(Stack(nats, process, crew), commands, ends, capfd)
             with Server(Address(url=process.url, token=TOKEN, given=True)) as server:
                 made = server.apply(document("demo")).id

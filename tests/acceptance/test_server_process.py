@@ -210,7 +210,7 @@ def test_it_serves_without_nats_and_finds_it_when_it_comes(tmp_path: Path, start
         assert (answer.status_code, answer.json()["type"]) == (503, "/problems/service-unavailable")
         assert "retry-after" in answer.headers
     assert (admin(server, "/healthz").status_code, admin(server, "/readyz").status_code) == (200, 503)
-    with connect(f"ws://{server.address}/ws/events", additional_headers=AUTHORIZATION, proxy=None) as connection:
+    with connect(f"ws://{server.address}/ws/events", additional_headers=AUTHORIZATION, proxy=None, open_timeout=SECONDS) as connection:
         with pytest.raises(ConnectionClosed) as closed:
             connection.recv(SECONDS)
         assert closed.value.rcvd is not None

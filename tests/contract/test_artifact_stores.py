@@ -376,10 +376,11 @@ def test_a_redirect_is_not_followed(remote: Remote) -> None:
 
 
 def test_a_refused_connection(remote: Remote) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/a"
-    with pytest.raises(ExportError, match=rf"^export sink: {remote.kind} put {url}.*: Connection refused \(os error 111\)$"):
-        remote.put(url=url, attempts=3, backoff_ms=10)
+        with pytest.raises(ExportError, match=rf"^export sink: {remote.kind} put {url}.*: Connection refused \(os error 111\)$"):
+            remote.put(url=url, attempts=3, backoff_ms=10)
     assert remote.pauses == [0.01, 0.01]
 
 
@@ -539,10 +540,11 @@ def test_an_answer_is_quoted_within_bounds_and_without_control_characters(remote
 
 
 def test_an_unreachable_url_is_told_without_its_secrets(remote: Remote) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
         place = f"127.0.0.1:{closed.getsockname()[1]}"
-    with pytest.raises(ExportError) as caught:
-        remote.put(url=f"http://user:pw@{place}/b/k?X-Amz-Signature={SECRET}")
+        with pytest.raises(ExportError) as caught:
+            remote.put(url=f"http://user:pw@{place}/b/k?X-Amz-Signature={SECRET}")
     assert str(caught.value) == f"export sink: {remote.kind} put http://{place}/b/k: Connection refused (os error 111)"
     # Nor does a traceback, which shows where an exception came from.
     assert caught.value.__cause__ is None

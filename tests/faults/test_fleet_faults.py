@@ -33,6 +33,7 @@ from cellos.core.objects import ObjectStore
 from cellos.fleet.layout import PARTS, Layout
 from cellos.fleet.queue import Queue, Story
 from cellos.fleet.store import open_store
+from cellos.testing.daemon_process import hears
 from cellos.testing.s3_proxy import FAULTS, Proxy, in_turn, proxy
 
 T = TypeVar("T")
@@ -452,6 +453,7 @@ def test_four_agents_run_each_spec_once_although_they_are_killed_and_lied_to(
         wait_for(lambda: fleet.ended(*ids), "all specs", seconds=SECONDS + SPECS)
         drained = time.monotonic() - began
         for agent in agents.values():
+            wait_for(lambda agent=agent: hears(agent.pid, signal.SIGTERM), "its start")  # type: ignore[misc]
             agent.send_signal(signal.SIGTERM)
         assert [agent.wait(SECONDS) for agent in agents.values()] == [0] * 4
         assert between is None or between.seen.keys() >= (set(FAULTS) if SPECS >= 100 else {"500", "reset", "lost"})

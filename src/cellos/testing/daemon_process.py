@@ -13,6 +13,13 @@ from typing import Any, Self
 START_SECONDS = 60.0
 
 
+def hears(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal already; before that it would die of it."""
+    with open(f"/proc/{pid}/status") as file:
+        caught = next(line for line in file if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 class DaemonProcess:
     """`python -m MODULE` with `variables` and nothing else of ours. Use with `with`, or `start` and `stop`.
 

@@ -22,6 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cellos.client.address import Address
 from cellos.core.problem import problem
+from cellos.testing.nats_server import reserve_port
 
 TOKEN = "token-of-the-test"
 Answer = Callable[[Request], Response]
@@ -169,8 +170,7 @@ def refuse() -> Callable[..., Answer]:
 def stopped_plane() -> Iterator[tuple[ControlPlane, Callable[[], Running]]]:
     """One that does not run yet, on a port of its own, and what starts it."""
     plane = ControlPlane()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        plane.port = taken.getsockname()[1]
+    plane.port = reserve_port(plane)
     running: list[Running] = []
 
     def start() -> Running:

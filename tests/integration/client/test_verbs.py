@@ -152,9 +152,10 @@ class TestGet:
         )
 
     def test_nobody_is_there(self, cellos: Shell) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
+        with socket.socket() as taken:  # and nobody listens
+            taken.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        done = cellos("get", "cells", "--server", url)
+            done = cellos("get", "cells", "--server", url)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == f"cellos: server: no answer from {url}: Connection refused (os error 111); start one: cellos up\n"
 

@@ -187,9 +187,9 @@ class TestRequests:
             return resolve(host, *rest, **more)
 
         monkeypatch.setattr(socket, "getaddrinfo", resolver)
-        with socket.create_server(("127.0.0.1", 0)) as closed:
+        with socket.socket() as closed, client() as asking:
+            closed.bind(("127.0.0.1", 0))
             url = f"http://127.0.0.1:{closed.getsockname()[1]}/?secret"
-        with client() as asking:
             for bad, text in (
                 (url, "Connection refused (os error 111)"),
                 ("http://nowhere.invalid/", "Name or service not known"),
