@@ -50,7 +50,7 @@ def _guarded(arguments: list[str], *, is_run: bool, failure: int, usage: int) ->
     launcher = None
     try:
         if is_run:
-            launcher = _start_launcher()
+            launcher = start_launcher()
             code = _run(arguments[1:], launcher)
             if code is not None:
                 return code
@@ -89,10 +89,6 @@ def _tell(error: Exception, arguments: list[str]) -> None:
             from cellos.cli.run import print_error
 
             print_error(getattr(error, "code", "error"), text)
-
-
-def _start_launcher() -> "Launcher | None":
-    return start_launcher() if os.environ.get("CELLOS_CELL_BACKEND", "").strip() in ("", "linux") else None
 
 
 def _run(arguments: list[str], launcher: "Launcher | None") -> int | None:

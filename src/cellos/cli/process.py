@@ -76,12 +76,12 @@ def leave(code: int) -> "NoReturn":
     os._exit(code)
 
 
-def start_launcher() -> "Launcher":
-    """The process that makes cells. It loads while we import what takes long (`backends.linux`, which has the same for others, is that),
-    and it must exist before any secret or thread does.
-
-    Raises HostBackendError.
+def start_launcher() -> "Launcher | None":
+    """The process that makes cells, if they are to be made on Linux. It loads while we import what takes long (`backends.linux`, which has
+    the same for others, is that), and it must exist before any secret or thread does. Raises HostBackendError.
     """
+    if os.environ.get("CELLOS_CELL_BACKEND", "") not in ("", "linux"):
+        return None
     from cellos.sandbox.launcher import Launcher
 
     try:

@@ -15,7 +15,7 @@ from cellos.compiled import prefer_compiled
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from cellos.core.documents import ExecutionCell
     from cellos.sandbox.launcher import Launcher
@@ -50,6 +50,8 @@ def main() -> None:
     """Entry point of `cellos-supervisor`."""
     gc.disable()  # a short life with little garbage: each collection would only walk the modules
     secure_standard_streams()
+    if _ERROR_FD in os.environ:
+        _keep(os.environ[_ERROR_FD])
     prefer_compiled()
     try:
         code = _main(sys.argv[1:])
@@ -58,8 +60,8 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:  # noqa: BLE001  # whatever it is, the user gets one line and the documented exit code
-        say(f"Error: {unexpected(error)}")
+    except Exception as error:  # noqa: BLE001  # one of ours or not, the user gets one line and the documented exit code
+        _refuse(error)
         code = 1
     leave(code)
 
@@ -79,18 +81,14 @@ def _main(arguments: list[str]) -> int:
 
             return secret.main(rest)
         case ["--validate", *rest]:
-            return _guarded(lambda: _validate(_one_path(rest)))
+            return _validate(_one_path(rest))
         case [first, *_] if first.startswith("-") and first != "-":
             raise _UsageError(f"unknown option {first}")
     path = _one_path(arguments)
-    if _ERROR_FD in os.environ:
-        _keep(os.environ[_ERROR_FD])
-    launcher = None
+    launcher = start_launcher()
     try:
-        if os.environ.get("CELLOS_CELL_BACKEND", "linux") in ("", "linux"):
-            launcher = start_launcher()
         load_msgspec()
-        return _guarded(lambda: _run(path, launcher))
+        return _run(path, launcher)
     finally:
         if launcher is not None:
             launcher.close()
@@ -114,20 +112,11 @@ def _one_path(arguments: "Sequence[str]") -> str:
     return arguments[0] if arguments else DEFAULT_SPEC
 
 
-def _guarded(work: "Callable[[], int]") -> int:
-    from cellos.errors import ArgvTooLarge, CellosError, HostBackendError
+def _refuse(error: Exception) -> None:
+    """No cell was made: say why to people, and to whoever started us and wants to know."""
+    from cellos.errors import ArgvTooLarge, HostBackendError
 
-    try:
-        return work()
-    except (HostBackendError, ArgvTooLarge) as error:
-        _refuse(f"cell create: {error}")
-    except CellosError as error:
-        _refuse(str(error))
-    return 1
-
-
-def _refuse(text: str) -> None:
-    """No cell was made: say it to people, and to whoever started us and wants to know why."""
+    text = f"{'cell create: ' if isinstance(error, (HostBackendError, ArgvTooLarge)) else ''}{unexpected(error)}"
     say(f"Error: {text}")
     if _ERROR_FD in os.environ:
         try:

@@ -35,7 +35,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., int]]:
         assert isinstance(ended.value.code, int)
         return ended.value.code
 
-    monkeypatch.setattr(main, "_start_launcher", lambda: None)
+    monkeypatch.setattr(main, "start_launcher", lambda: None)
     monkeypatch.setattr(main, "_run", lambda *_: None)  # what follows is about the frame
     monkeypatch.setattr(main, "leave", sys.exit)  # the real one would end the tests
     yield call
@@ -126,7 +126,7 @@ class TestLauncher:
                 log.append("closed")
 
         launcher = Launcher()
-        monkeypatch.setattr(main, "_start_launcher", lambda: launcher)
+        monkeypatch.setattr(main, "start_launcher", lambda: launcher)
         assert verb(lambda ctx: log.append(ctx.obj), name="run") == 0
         assert log == [launcher, "closed"]
         verb(fail(ConfigError("x")), name="run")
@@ -136,7 +136,7 @@ class TestLauncher:
 
     def test_a_stub_needs_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CELLOS_CELL_BACKEND", "stub")
-        assert main._start_launcher() is None
+        assert main.start_launcher() is None
 
 
 def cellos(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
