@@ -125,6 +125,17 @@ def test_open_files(limits: dict[str, int], outside: Callable[..., Any], inside:
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize(("what", "limit"), [("inotify_instances", "inotifyInstances"), ("timers", "pendingSignals")])
+def test_what_is_counted_for_each_user(
+    what: str, limit: str, limits: dict[str, int], outside: Callable[..., Any], inside: Callable[..., Any]
+) -> None:
+    """An ordinary user's cells are that user's, who has only so much of it."""
+    more = limits[limit] + 16
+    room = outside("resources", what, str(more))  # all of it, where nobody else of this user has most of it
+    assert inside("resources", what, str(more)) == (limits[limit] if ROOT else min(room, limits[limit]))
+
+
+@pytest.mark.alone
 def test_descriptors_in_flight(commands: Any, attack: Any, ends: Callable[[Any], None], outside: Callable[..., Any]) -> None:
     """The kernel counts them for each user, and an ordinary user's cells are that user's: one must not keep the others from starting."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -21,7 +21,7 @@ from cellos.errors import ConfigError, HostBackendError, Unenforceable, os_error
 from cellos.ports import Isolation, Refusal, Residue
 from cellos.sandbox import cgroups
 from cellos.sandbox.launcher import Launcher, LauncherError
-from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
+from cellos.sandbox.layout import INOTIFY_INSTANCES, INOTIFY_WATCHES, SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 
 if TYPE_CHECKING:
     from cellos.core.documents import CellSpec, CpuMax, Limits
@@ -35,6 +35,8 @@ OPEN_FILES = 4096
 MOST_MOUNTS = 240
 """Root hands each to init as a descriptor, and the kernel passes 253 at once."""
 LOCKED_BYTES = 65536
+PENDING_SIGNALS = 4096
+"""Timers of timer_create(2) among them."""
 ENFORCED = (
     "user-namespace", "pid-namespace", "mount-namespace", "network-namespace", "ipc-namespace", "uts-namespace", "cgroup-namespace",
     "private-root", "no-network", "no-capabilities", "no-new-privileges", "landlock", "seccomp",
@@ -134,6 +136,9 @@ class LinuxBackend:
             "openFiles": _at_most(resource.RLIMIT_NOFILE, OPEN_FILES),
             "fileBytes": _at_most(resource.RLIMIT_FSIZE, WORK_BYTES),
             "lockedBytes": _at_most(resource.RLIMIT_MEMLOCK, LOCKED_BYTES),
+            "pendingSignals": _at_most(resource.RLIMIT_SIGPENDING, PENDING_SIGNALS),
+            "inotifyInstances": INOTIFY_INSTANCES,
+            "inotifyWatches": INOTIFY_WATCHES,
         }
         unbounded = []
         if _core_handler_would_start():
@@ -207,6 +212,9 @@ class LinuxBackend:
             "NOFILE": limits["openFiles"],
             "FSIZE": limits["fileBytes"],
             "MEMLOCK": limits["lockedBytes"],
+            "SIGPENDING": limits["pendingSignals"],
+            "RTPRIO": 0,  # else who may have real-time processes (limits.conf) hands that on, and no limit of processor time holds them
+            "NICE": 0,
         }
         if not self._can(cgroups.PIDS):
             rlimits["NPROC"] = limits["pids"]  # counted within the cell's own user namespace

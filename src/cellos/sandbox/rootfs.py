@@ -11,7 +11,7 @@ import os
 import stat
 
 from cellos.sandbox import syscalls
-from cellos.sandbox.layout import SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
+from cellos.sandbox.layout import INOTIFY_INSTANCES, INOTIFY_WATCHES, SHM_BYTES, TMP_BYTES, TMP_INODES, WORK_BYTES, WORK_INODES
 from cellos.sandbox.syscalls import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 
 TYPE_CHECKING = False
@@ -30,6 +30,9 @@ _SEALED = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _SCRATCH = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _DEVICE = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
 """Read-only is the node, a file of the host with its times; the device behind it can be written to all the same. Not nodev, of course."""
+
+OF_THE_USER = {"max_user_namespaces": 0, "max_inotify_instances": INOTIFY_INSTANCES, "max_inotify_watches": INOTIFY_WATCHES}
+"""How much of what the kernel counts for each user a cell may have: an ordinary user's cells would take all that this user may have."""
 
 DIRECTORIES = (
     "usr", "etc", "dev", "dev/shm", "proc", "sys", "sys/devices", "sys/devices/system", "sys/devices/system/cpu", "work", "tmp", "var",
@@ -102,7 +105,7 @@ def build(step: Step) -> int:
 
 
 def finish(mounts: list[tuple[str, str, int]], step: Step) -> None:
-    """Add what was asked for, forbid user namespaces, and make the new root `/`, read-only. Raises OSError.
+    """Add what was asked for, forbid user namespaces and much of what is the user's, and make the new root `/`, read-only. Raises OSError.
 
     `mounts`: (source, target, tree) read-only mounts; `tree` is a detached mount made by someone who may look up the source, or -1.
     """
@@ -112,8 +115,9 @@ def finish(mounts: list[tuple[str, str, int]], step: Step) -> None:
         _make_mount_point(tree, target)
         _attach(tree, target[1:])
     step("forbid user namespaces")  # through the old /proc: the new one is read-only there
-    with open("/proc/sys/user/max_user_namespaces", "w") as file:
-        file.write("0")
+    for name, most in OF_THE_USER.items():
+        with open("/proc/sys/user/" + name, "w") as file:
+            file.write(str(most))
     step("pivot_root")
     syscalls.pivot_here()
     syscalls.make_read_only("/")

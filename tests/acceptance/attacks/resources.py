@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
 import socket
+from collections.abc import Callable
 
-from attempt import in_child, main
+from attempt import in_child, main, syscall
 
 
 def fork_bomb(most: str) -> object:
@@ -98,6 +100,27 @@ def open_files(most: str) -> object:
     finally:
         for descriptor in held:
             os.close(descriptor)
+
+
+def inotify_instances(most: str) -> object:
+    """How many we can have at once, which the kernel counts for each user."""
+    return _how_many(int(most), lambda: syscall(294, os.O_CLOEXEC))
+
+
+def timers(most: str) -> object:
+    """The same of timers: each is a signal that may be pending one day."""
+    return _how_many(int(most), lambda: syscall(222, 1, None, ctypes.create_string_buffer(4)))
+
+
+def _how_many(most: int, make: Callable[[], int]) -> int:
+    made = 0
+    try:
+        while made < most:
+            make()
+            made += 1
+    except OSError:
+        return made
+    return made
 
 
 def hold_descriptors() -> object:

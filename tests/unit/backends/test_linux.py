@@ -251,6 +251,8 @@ def test_resource_limits_inside_are_the_ones_reported(backend: LinuxBackend, doc
     assert inside["Max open files"] == (str(limits["openFiles"]),) * 2
     assert inside["Max file size"] == (str(limits["fileBytes"]),) * 2
     assert inside["Max locked memory"] == (str(limits["lockedBytes"]),) * 2
+    assert inside["Max pending signals"] == (str(limits["pendingSignals"]),) * 2
+    assert inside["Max realtime priority"] == inside["Max nice priority"] == ("0", "0")
     assert limits["coreBytes"] == 0
     assert inside["Max core file size"] == ("1", "1"), "0 would still start the host's handler of core dumps"
     if "RLIMIT_NPROC" in doctor.rows["limit processes"]["detail"]:
