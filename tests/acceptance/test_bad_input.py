@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,15 @@ def one_line(done: subprocess.CompletedProcess[str], code: int, *texts: str) -> 
 
 
 def control_groups() -> set[str]:
-    """Groups of cells that belong to no living launcher."""
+    """Groups of our user's cells that belong to no living launcher."""
     found = set()
     for top, names, _ in os.walk("/sys/fs/cgroup"):
         for name in names:
             pid = name.removeprefix("cellos-").partition("-")[0]
             if name.startswith("cellos-") and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-                found.add(f"{top}/{name}")
+                with suppress(FileNotFoundError):  # of a launcher that has just put it away and ended
+                    if os.stat(f"{top}/{name}").st_uid == os.geteuid():
+                        found.add(f"{top}/{name}")
     return found
 
 

@@ -90,7 +90,7 @@ class Plane:
         found = {}
         for name in filter(str.isdigit, os.listdir("/proc")):
             try:
-                line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                line = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 about = line + Path(f"/proc/{name}/environ").read_bytes().decode(errors="replace")
             except OSError:
                 continue
