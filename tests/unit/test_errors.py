@@ -70,3 +70,9 @@ def test_no_error_is_missing_here_and_no_code_stands_for_two() -> None:
     public = {kind for kind in below(CellosError) if kind.__module__ == errors.__name__}
     assert public == {type(error) for error in PRINTED}
     assert len({kind.code for kind in public}) == len(public)
+
+
+@pytest.mark.parametrize("name", ["Any", "NoSuchError"])
+def test_what_is_no_error_is_not_handed_out(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"module 'cellos.errors' has no attribute '{name}'"):
+        getattr(errors, name)

@@ -79,41 +79,13 @@ if TYPE_CHECKING:
     from cellos.errors.services import WrongSequence as WrongSequence
 
 
-_OF_SERVICES = {
-    "CursorExpired",
-    "DuplicateInBatch",
-    "EventLogError",
-    "FleetError",
-    "FormationRejected",
-    "LeaseLost",
-    "LogFull",
-    "LogTooOld",
-    "LogUnreachable",
-    "MessageRefused",
-    "NoStream",
-    "OutcomeUnknown",
-    "Rebuild",
-    "RecordDamaged",
-    "ServerError",
-    "ServerProblem",
-    "ServerUnreachable",
-    "SnapshotDamaged",
-    "SnapshotError",
-    "SnapshotForeign",
-    "SnapshotNewer",
-    "StoreError",
-    "StoreUnfit",
-    "StoreUnreachable",
-    "WrongSequence",
-}
-
-
 def __getattr__(name: str) -> object:
-    if name not in _OF_SERVICES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cellos.errors import services
+    import cellos.errors.services  # `from cellos.errors import services` would look here first
 
-    return getattr(services, name)
+    found = vars(cellos.errors.services).get(name)
+    if isinstance(found, type) and issubclass(found, CellosError):
+        return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class CellosError(Exception):
