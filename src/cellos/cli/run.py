@@ -38,8 +38,17 @@ def run(launcher: "Launcher | None", *, interactive: bool, as_json: bool, print_
             print_error(error.code, str(error))
         return OURS
     code = exit_code(finished.outcome, stopped_by=stop.received)
-    if as_json:
-        return _write(_json(finished, code), code)
+    if not as_json:
+        _conclude(options, finished, code)
+    left = finished.unacknowledged
+    if left.events:
+        command = f"cellos spool replay {finished.evidence}"
+        say(f"cellos: {left.events} events were not acknowledged by NATS ({left.error}); send them with: {command}")
+    return _write(_json(finished, code), code) if as_json else code
+
+
+def _conclude(options: "Options", finished: "Finished", code: int) -> None:
+    """The closing line, and what may help."""
     from cellos.cli import words
 
     if finished.outcome.command and finished.outcome.command.open_line and os.isatty(2):
@@ -47,7 +56,6 @@ def run(launcher: "Launcher | None", *, interactive: bool, as_json: bool, print_
     say(words.closing_line(options.argv[0], finished.outcome, finished.evidence, code))
     for hint in words.hints(options, finished.outcome):
         say(f"cellos: {hint}")
-    return code
 
 
 def _options(

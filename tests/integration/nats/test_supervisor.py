@@ -89,6 +89,27 @@ def test_a_server_that_is_down_changes_no_exit_code_and_a_replay_sends_it_all(
     assert os.listdir(commands.state / "spool") == []
 
 
+@pytest.mark.parametrize("json_", [[], ["--json"]])
+def test_cellos_run_says_what_was_not_published_and_its_record_can_be_sent(
+    json_: list[str], commands: Any, server: NatsServer, stream: Any
+) -> None:
+    server.stop()
+    done = commands.run(
+        "cellos", "run", *json_, "--", "sh", "-c", "exit 3", variables={"NATS_URL": server.url.replace("//", "//user:s3cret@")}
+    )
+    assert done.returncode == 3
+    [name] = os.listdir(commands.state / "evidence")
+    record = commands.state / "evidence" / name
+    count = len(lines(record))
+    assert f"\ncellos: {count} events were not acknowledged by NATS (" in f"\n{done.stderr}"
+    assert done.stderr.endswith(f"; send them with: cellos spool replay {record}\n")
+    assert "s3cret" not in done.stderr
+    server.start()
+    again = commands.run("cellos", "spool", "replay", str(record), variables={"NATS_URL": server.url})
+    assert (again.returncode, again.stdout) == (0, f"{count} events acknowledged by {server.url}\n")
+    assert [message.data for message in stream.messages()] == lines(record)
+
+
 def test_a_run_that_needs_nats_does_not_begin_without_it(commands: Any, server: NatsServer, spec: Any, tmp_path: Path) -> None:
     server.stop()
     variables = BARE | {"NATS_URL": server.url.replace("//", "//user:s3cret@"), "CELL_OS_REQUIRE_JETSTREAM": "1"}
