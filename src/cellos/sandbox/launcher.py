@@ -46,6 +46,7 @@ import sys; sys.path.insert(0, sys.argv[1])
 from cellos.compiled import prefer_compiled; prefer_compiled()
 from cellos.sandbox.workshop import serve; serve(*sys.argv[2:])
 """
+"""Who interrupts all our processes means the supervisor. What its caller blocked would be blocked in the process 1 of every cell."""
 
 
 def group_name(token: str, serial: int) -> str:
