@@ -26,6 +26,7 @@ import pytest
 SUITES = ("unit", "contract", "integration", "acceptance", "faults")
 LONGEST_FIRST = ("acceptance", "integration", "unit", "faults", "contract")
 MANY_FILES = 12
+ALONE = "alone"
 REPORT = "--report="
 """Of a process of ours: where to leave its tally."""
 
@@ -126,6 +127,19 @@ def shares(places: Sequence[str], options: Sequence[str]) -> Iterator[list[str]]
         yield from (files[::2], files[1::2]) if len(files) >= MANY_FILES else ([place],)
 
 
+def with_some_alone(places: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Those test files that have the marker: to look through all the others would take half a minute, in which nothing runs."""
+    ignored = [PurePath(each.removeprefix("--ignore=")) for each in options if each.startswith("--ignore=")]
+    found = []
+    for place in places:
+        path, node, name = place.partition("::")
+        for file in [path] if os.path.isfile(path) else sorted(glob.glob(f"{glob.escape(path)}/**/test_*.py", recursive=True)):
+            with open(file) as text:
+                if f"mark.{ALONE}" in text.read() and not any(PurePath(file).is_relative_to(each) for each in ignored):
+                    found.append(f"{file}{node}{name}")
+    return found
+
+
 def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str], count: int) -> int:
     """The exit code: the first that is not 0."""
     with tempfile.TemporaryDirectory(prefix="cellos-suites-") as directory:
@@ -142,8 +156,9 @@ def beside_each_other(tally: Tally, places: Sequence[str], options: Sequence[str
             return done.returncode or 1
 
         with ThreadPoolExecutor(count) as pool:
-            codes = list(pool.map(lambda pair: run(pair[0], "-m", "not alone", *pair[1]), enumerate(shares(places, options), 1)))
-        codes.append(run(0, "-m", "alone", *places))
+            codes = list(pool.map(lambda pair: run(pair[0], "-m", f"not {ALONE}", *pair[1]), enumerate(shares(places, options), 1)))
+        if some := with_some_alone(places, options):
+            codes.append(run(0, "-m", ALONE, *some))
     return next((code for code in codes if code), 0 if tally.ran else int(pytest.ExitCode.NO_TESTS_COLLECTED))
 
 

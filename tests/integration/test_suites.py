@@ -93,6 +93,7 @@ def test_a_directory_of_many_files_is_shared_out(run: Run, tmp_path: Path) -> No
     (tmp_path / "tests/contract").mkdir()
     for number in range(13):
         (tmp_path / f"tests/contract/test_{number:02}.py").write_text("def test_a(): pass\n")
+    (tmp_path / "tests/contract/test_05.py").write_text("import pytest\n\n\n@pytest.mark.alone\ndef test_a(): assert not 1\n")
     code, lines = run("unit", "def test_a(): pass\n", CAN, "-j", "2", "-q", "--ignore=tests/contract/test_05.py")
     assert (code, lines[-1]) == (0, "13 passed, 0 failed, 0 skipped")
     first = next(line for line in lines if line.startswith("== not alone tests/contract/"))

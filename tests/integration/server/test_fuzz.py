@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from cellos.server import ServerState, create_app
 from cellos.server.openapi import document
 
+pytest_plugins = ["schemathesis.pytest.plugin"]
 TOKEN = "t"
 SCHEMA = schemathesis.openapi.from_dict(document())
 SCHEMA.config.generation.update(modes=[schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE])
