@@ -385,6 +385,17 @@ def test_what_proc_tells_of_the_kernel(outside: Callable[..., Any], inside: Call
     assert inside("files", "content", *files) == dict.fromkeys(files, False)
 
 
+def test_who_reads_a_file_holds_up_nobody(tmp_path: Path, outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
+    """A lease is for who owns the file, and that is an ordinary user's cell, too."""
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    file = shown / "file"
+    file.touch()
+    for name, path in (("lease", str(file)), ("notify", str(shown))):
+        assert outside("files", name, path) in (0, "EINVAL"), "EINVAL: this kernel was built without it"
+        assert inside("files", name, path, options=["--ro", str(shown)]) == "EPERM"
+
+
 def test_the_control_groups(outside: Callable[..., Any], inside: Callable[..., Any]) -> None:
     """Its own limits are out of a cell's reach."""
     if not os.path.isdir("/sys/fs/cgroup"):

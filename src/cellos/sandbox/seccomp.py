@@ -15,7 +15,7 @@ from cellos.sandbox.syscalls import call
 ALLOWED = {
     "files": """
         read=0 write=1 open=2 close=3 stat=4 fstat=5 lstat=6 lseek=8 pread64=17 pwrite64=18 readv=19 writev=20 preadv=295
-        pwritev=296 preadv2=327 pwritev2=328 access=21 dup=32 dup2=33 dup3=292 fcntl=72 flock=73 fsync=74 fdatasync=75
+        pwritev=296 preadv2=327 pwritev2=328 access=21 dup=32 dup2=33 dup3=292 flock=73 fsync=74 fdatasync=75
         sync_file_range=277 truncate=76 ftruncate=77 fallocate=285 getdents=78 getdents64=217 getcwd=79 chdir=80
         fchdir=81 rename=82 renameat=264 renameat2=316 mkdir=83 mkdirat=258 rmdir=84 creat=85 link=86 linkat=265 unlink=87
         unlinkat=263 symlink=88 symlinkat=266 readlink=89 readlinkat=267 chmod=90 fchmod=91 fchmodat=268 chown=92 fchown=93
@@ -71,7 +71,7 @@ nobody make such a queue."""
 
 CHECKED = {
     "socket": 41, "socketpair": 53, "clone": 56, "ioctl": 16, "setpriority": 141, "ioprio_set": 251, "mmap": 9, "memfd_create": 319,
-    "shmget": 29, "setsockopt": 54, "sendto": 44, "sendmsg": 46, "sendmmsg": 307,
+    "shmget": 29, "setsockopt": 54, "sendto": 44, "sendmsg": 46, "sendmmsg": 307, "fcntl": 72,
 }  # fmt: skip
 OF_OTHERS = {
     "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203, "sched_setattr": 314, "prlimit64": 302,
@@ -96,6 +96,7 @@ _DENIED_IOCTLS = (
     0x5423,  # TIOCSETD loads line disciplines
     0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983,  # SIOC[GS]IFBR, SIOCBR{ADD,DEL}BR, SIOC[GS]IFVLAN load bridge and 8021q for anybody
 )  # fmt: skip
+_F_SETLEASE, _F_NOTIFY = 1024, 1026  # who may read a file would hold up its writers, for 45 seconds each time
 _MAP_HUGETLB, _MFD_HUGETLB, _SHM_HUGETLB = 0x4_0000, 0x4, 0o4000
 _MSG_OOB = 1  # needless even for TCP; on Unix sockets the flaw that led out of other sandboxes (CVE-2025-38236)
 _UDP_ENCAP, _TCP_ULP = 100, 31  # IPsec and TLS inside the kernel, for which a cell without a network has no use
@@ -168,6 +169,10 @@ def program() -> bytes:
         ("load", _argument(1), "", ""),
         *(("equal", request, "eperm", "") for request in _DENIED_IOCTLS),
         ("return", _ALLOW, "", ""),
+        "fcntl",
+        ("load", _argument(1), "", ""),
+        ("equal", _F_SETLEASE, "eperm", ""),
+        ("equal", _F_NOTIFY, "eperm", "allow"),
         "mmap",
         ("load", _argument(3), "", ""),
         ("any_bit", _MAP_HUGETLB, "eperm", "allow"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import signal
 import stat
 import subprocess
 
@@ -92,6 +94,19 @@ def block_device(place: str, like: str) -> object:
 def run_as_owner(program: str) -> str:
     """The effective user that a set-user-id copy of `id` gets."""
     return subprocess.run([program, "-u"], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def lease(path: str) -> object:
+    """Be asked before anybody writes to a file that we only read: for 45 seconds the other waits (fcntl(2))."""
+    with open(path) as file:
+        return fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+
+
+def notify(place: str) -> object:
+    """Be told what becomes of the files in a directory."""
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    modified = 2
+    return fcntl.fcntl(os.open(place, os.O_RDONLY), fcntl.F_NOTIFY, modified)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ PROGRAM = seccomp.program()
 SOCKET, SOCKETPAIR, CLONE, IOCTL, UNSHARE, SETNS = 41, 53, 56, 16, 272, 308
 SETPRIORITY, IOPRIO_SET = 141, 251
 MMAP, MEMFD_CREATE, SHMGET, SETSOCKOPT, SENDTO, SENDMSG, SENDMMSG, SYNC, SYNCFS = 9, 319, 29, 54, 44, 46, 307, 162, 306
+FCNTL = 72
 OF_A_PROCESS = (142, 144, 203, 302, 314)
 """sched_setparam, sched_setscheduler, sched_setaffinity, prlimit64, sched_setattr"""
 IOCTLS = (0x5412, 0x541C, 0x5423, 0x8940, 0x8941, 0x89A0, 0x89A1, 0x8982, 0x8983)
@@ -41,7 +42,7 @@ BY_FLAG = {
     MMAP: (3, 0x4_0000), MEMFD_CREATE: (1, 4), SHMGET: (2, 0o4000), SENDTO: (3, 1), SENDMSG: (2, 1), SENDMMSG: (3, 1),
 }  # fmt: skip
 """Call to the argument, and its bit, that asks for huge pages or, of those that send, for out-of-band data."""
-CHECKED = (SOCKET, SOCKETPAIR, CLONE, IOCTL, SETPRIORITY, IOPRIO_SET, SETSOCKOPT, *OF_A_PROCESS, *BY_FLAG)
+CHECKED = (SOCKET, SOCKETPAIR, CLONE, IOCTL, SETPRIORITY, IOPRIO_SET, SETSOCKOPT, FCNTL, *OF_A_PROCESS, *BY_FLAG)
 ALLOWED = frozenset(seccomp.allowed_numbers().values())
 
 
@@ -119,6 +120,8 @@ def policy(number: int, args: tuple[int, ...] = (), arch: int = X86_64) -> Verdi
         return EPERM if first & new else PASS
     if number == IOCTL:
         return EPERM if second in IOCTLS else PASS
+    if number == FCNTL:  # F_SETLEASE, F_NOTIFY
+        return EPERM if second in (1024, 1026) else PASS
     if number in BY_FLAG:
         place, bit = BY_FLAG[number]
         return PASS if not lower[place] & bit else EOPNOTSUPP if bit == 1 else EPERM
@@ -144,6 +147,8 @@ INTERESTING = (
     40,
     31,
     100,
+    1024,
+    1026,
     0x5412,
     0x541C,
     0x8940,
