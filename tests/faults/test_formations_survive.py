@@ -45,6 +45,8 @@ MARK = f"cellos-fault-{uuid.uuid4().hex[:12]}"
 """In the arguments of every program that runs in a cell of these tests."""
 HARMLESS = frozenset({"kill controller", "kill server", "stop controller", "second controller", "duplicate work"})
 """They end no cell, so no member may fail for them."""
+LEASE_LOST = frozenset({"no sign of life was taken for the time of the lease", "this life of the node was declared dead; another begins"})
+"""What a node says when it has to end its cells."""
 
 
 class ControllerProcess(DaemonProcess):
@@ -254,9 +256,15 @@ def living() -> list[str]:
     return found
 
 
+def leases_lost(system: System) -> int:
+    """How often the nodes of now have lost theirs, since they began."""
+    return sum(line["fields"]["message"] in LEASE_LOST for node in system.nodes for line in node.log)
+
+
 @pytest.mark.parametrize("seed", range(FIRST_SEED, FIRST_SEED + ROUNDS))
 def test_a_round_of_faults(system: System, seed: int) -> None:
     chance = random.Random(seed)
+    lost = leases_lost(system)
     faults = [chance.choice(KINDS) for _ in range(chance.randint(1, 3))]
     pauses = [chance.uniform(0, 0.7) for _ in faults]
     wanted = documents(seed)
@@ -291,7 +299,7 @@ def test_a_round_of_faults(system: System, seed: int) -> None:
     assert ended[f"deleted-{seed}"] in {"CANCELLED", "FAILED"}, told()
     for name in ("stubborn", "flaky"):
         assert ended[f"{name}-{seed}"] == "COMPLETED", told()
-    if HARMLESS.issuperset(faults):
+    if HARMLESS.issuperset(faults) and leases_lost(system) == lost:  # a machine may keep a node from running for that long
         for name in ("single", "chain"):
             assert ended[f"{name}-{seed}"] == "COMPLETED", told()
     until(lambda: not living(), f"programs are left after {faults}")
@@ -365,8 +373,8 @@ def test_a_node_that_is_killed_at_a_step(system: System, tmp_path: Path, step: s
     variables = {"CELLOS_STATE_DIR": str(tmp_path), "CELLOS_NODE_ID": f"held-{pool}", "CELLOS_NODE_POOL": pool, "CELLOS_NODE_SLOTS": "1"}
     held = HeldNode(system.nats.url, **variables)
     held.step = step
-    with NodeProcess(system.nats.url, **variables) as successor:
-        assert successor.stop() == 0  # it only proves that the place is right
+    successor = NodeProcess(system.nats.url, **variables)
+    try:
         held.start()
         member = {"id": "a", "pool": pool, "onNodeLost": "retry", "backoff": {"initialMs": 0}, "spec": spec("true")}
         answer = system.ask("POST", "/v1/formations", json=document(f"held-{pool}", member))
@@ -378,6 +386,9 @@ def test_a_node_that_is_killed_at_a_step(system: System, tmp_path: Path, step: s
         successor.start()
         until(lambda: system.ask("GET", f"/v1/formations/{formation}").json()["status"] == "COMPLETED", "the formation ends")
         assert successor.stop() == 0
+    finally:
+        held.kill()
+        successor.stop()
     log = log_of(system)
     check_runs(log, {formation})
     ends = [event.data for event in events_of(log, formation) if event.type == DESTROYED]
