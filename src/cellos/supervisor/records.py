@@ -12,6 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -84,15 +85,16 @@ class HeldRecord:
         self.leave()
 
     def rewrite(self, record: RunRecord) -> None:
-        """Say more than at first. Where there is no room for it, the record stays as it was."""
+        """Say more than at first. Where it cannot be written, the record stays as it was, and nothing is raised: the run is over."""
         old, new = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0), msgspec.json.encode(record)
         try:
             if os.pwrite(self._descriptor, new, 0) != len(new):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.ftruncate(self._descriptor, len(new))
         except OSError:
-            os.pwrite(self._descriptor, old, 0)
-            os.ftruncate(self._descriptor, len(old))
+            with suppress(OSError):
+                os.pwrite(self._descriptor, old, 0)
+                os.ftruncate(self._descriptor, len(old))
 
     def leave(self) -> None:
         """Unlock the record and leave it to the next sweep. Idempotent."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import json
@@ -185,6 +186,17 @@ class TestHeldRecords:
         held = hold(str(scene.runs), record)
         real, calls = os.pwrite, itertools.count()
         monkeypatch.setattr(os, "pwrite", lambda file, data, at: real(file, data[:-9] if next(calls) == 0 else data, at))
+        held.rewrite(msgspec.structs.replace(record, ending=Ending(outcome="failed", reason="full")))
+        assert msgspec.json.decode(Path(held.path).read_bytes(), type=RunRecord) == record
+        held.remove()
+
+    def test_where_nothing_can_be_written_any_more_it_does_too(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fails(*_: object) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        record = scene.record()
+        held = hold(str(scene.runs), record)
+        monkeypatch.setattr(os, "pwrite", fails)
         held.rewrite(msgspec.structs.replace(record, ending=Ending(outcome="failed", reason="full")))
         assert msgspec.json.decode(Path(held.path).read_bytes(), type=RunRecord) == record
         held.remove()
