@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -191,7 +192,7 @@ def _greet(listener: socket.socket, greeting: bytes = b'INFO {"server_id":"x"}\r
             connection, _ = listener.accept()
         except OSError:
             return
-        with connection:
+        with connection, contextlib.suppress(ConnectionError):  # who has read enough may be gone
             connection.sendall(greeting)
             connection.recv(65536)
 
