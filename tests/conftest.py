@@ -71,10 +71,17 @@ def doctor() -> Doctor:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell's background job, or nohup, ignores some signals, and so would all that we start: what signals do is tested here."""
+    """Let nothing depend on where tests run.
+
+    A shell's background job, or nohup, ignores some signals, and so would all that we start: what signals do is tested here.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    if config.pluginmanager.hasplugin("hypothesispytest") and not config.getoption("--hypothesis-profile"):
+        from hypothesis import settings
+
+        settings.load_profile("ci")  # no time limit for an example, which a busy machine would break, and the same ones every time
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
