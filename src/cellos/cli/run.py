@@ -40,10 +40,8 @@ def run(launcher: "Launcher | None", *, interactive: bool, as_json: bool, print_
     code = exit_code(finished.outcome, stopped_by=stop.received)
     if not as_json:
         _conclude(options, finished, code)
-    left = finished.unacknowledged
-    if left.events:
-        command = f"cellos spool replay {finished.evidence}"
-        say(f"cellos: {left.events} events were not acknowledged by NATS ({left.error}); send them with: {command}")
+    if not_sent := finished.not_sent():
+        say(f"cellos: {not_sent}")
     return _write(_json(finished, code), code) if as_json else code
 
 
@@ -181,6 +179,7 @@ def _json(finished: "Finished", code: int) -> bytes:
         "artifacts": [{"destination": each.destination, "bytesWritten": each.bytes_written} for each in outcome.receipts],
         "events": finished.evidence,
         "head": outcome.head,
+        "unacknowledged": finished.unacknowledged.events,
     }
     return msgspec.json.encode(report) + b"\n"
 

@@ -182,10 +182,9 @@ def _require_primitives(config: "Config", launcher: "Launcher") -> None:
 
 def _tell(finished: "Finished", config: "Config") -> int:
     """Say what people have to know about a run; its exit code where no signal ended it."""
-    left, evidence = finished.unacknowledged, finished.evidence
-    if left.events:
-        where = f"wait in {evidence}; send them with: cellos spool replay {evidence}" if left.waiting else f"are in {config.dead_letters}"
-        _warn(f"{left.events} events were not acknowledged by NATS ({left.error}) and {where}")
+    evidence = finished.evidence
+    if not_sent := finished.not_sent():
+        _warn(not_sent)
     elif evidence is not None and config.jsonl is not None:
         _warn(f"{config.jsonl} does not have all events; they are in {evidence}, and the next start tries again")
     elif evidence is not None and _shown("info"):
@@ -194,9 +193,6 @@ def _tell(finished: "Finished", config: "Config") -> int:
         _warn("left behind: " + ", ".join(f"{each.kind} {each.detail}" for each in finished.outcome.residue))
     if finished.outcome.reason is not None:
         say(f"Error: {finished.outcome.reason}")
-        return 1
-    if left.events and config.require_jetstream:
-        say(f"Error: CELL_OS_REQUIRE_JETSTREAM is set and {left.events} events were not acknowledged")
         return 1
     return 0
 

@@ -74,6 +74,8 @@ class RunResult(msgspec.Struct, frozen=True, kw_only=True):
     events: str
     head: str
     """Digest of the record's last event: noted elsewhere, it lets `cellos events --head` see a cut or rewritten end."""
+    unacknowledged: int = 0
+    """How many events NATS does not have, where they go there."""
 
 
 def run(
@@ -181,6 +183,7 @@ def to_result(finished: Finished) -> RunResult:
         deadline=outcome.timed_out,
         events=finished.evidence,
         head=outcome.head,
+        unacknowledged=finished.unacknowledged.events,
     )
 
 

@@ -191,7 +191,17 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     evidence: str | None
     """Path of the run's own event file where it stays."""
     unacknowledged: Unacknowledged = Unacknowledged()
-    """What NATS does not have; it is in `evidence`, or among the dead letters."""
+
+    def not_sent(self) -> str | None:
+        """For people: what NATS does not have, why, where it is, and how to send it."""
+        left, path = self.unacknowledged, self.evidence
+        if not left.events:
+            return None
+        if left.waiting:
+            where = f"wait in {path}; send them with: cellos spool replay {path}" if path else "are lost"
+        else:
+            where = f"are in {left.dead_letters}"
+        return f"{left.events} events were not acknowledged by NATS ({left.error}) and {where}"
 
 
 def execute(host: Host, order: Order) -> Finished:
@@ -381,6 +391,8 @@ def _run_recorded(host: Host, order: Order, granted: Grant, run: RunIdentity, st
             fault = f"the record {record.spool} was removed while the run went on"
         elif sinks.mirror_removed:
             fault = f"{config.jsonl} was removed while the run went on; the next start writes it again"
+        elif unacknowledged.events and config.require_jetstream:
+            fault = f"CELL_OS_REQUIRE_JETSTREAM is set and {unacknowledged.events} events were not acknowledged"
         if fault is not None:
             outcome = _unrecorded(outcome, fault, host)
         if not emitter.complete:

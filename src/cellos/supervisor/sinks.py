@@ -29,11 +29,15 @@ SUBJECTS = ("CELLOS_EVENTS_SUBJECT_TEMPLATE", "CELLOS_TENANT_ID", "CELL_OS_EVENT
 
 
 class Unacknowledged(Struct, frozen=True, kw_only=True):
-    """What NATS did not acknowledge: how many events, those of them that are no dead letters either, and the last thing that was wrong."""
+    """What NATS did not acknowledge."""
 
     events: int = 0
     waiting: tuple[bytes, ...] = ()
+    """Those that are no dead letters either."""
+    dead_letters: str | None = None
+    """The directory that has the others."""
     error: str | None = None
+    """The last thing that was wrong."""
 
 
 class Sinks:
@@ -75,6 +79,7 @@ class Sinks:
             self._left = Unacknowledged(
                 events=len(undelivered),
                 waiting=tuple(event.line for event in undelivered if not self._save(event)),
+                dead_letters=self._dead_letters.directory if self._dead_letters is not None else None,
                 error=undelivered[-1].error if undelivered else None,
             )
         return self._left

@@ -102,7 +102,7 @@ def test_cellos_run_says_what_was_not_published_and_its_record_can_be_sent(
     record = commands.state / "evidence" / name
     count = len(lines(record))
     assert f"\ncellos: {count} events were not acknowledged by NATS (" in f"\n{done.stderr}"
-    assert done.stderr.endswith(f"; send them with: cellos spool replay {record}\n")
+    assert done.stderr.endswith(f" and wait in {record}; send them with: cellos spool replay {record}\n")
     assert "s3cret" not in done.stderr
     server.start()
     again = commands.run("cellos", "spool", "replay", str(record), variables={"NATS_URL": server.url})
@@ -128,6 +128,12 @@ def test_a_missing_stream_is_told_with_its_command(commands: Any, server: NatsSe
     assert done.returncode == code, done.stderr
     assert "nats stream add CELLOS_EVENTS --subjects 'cellos.events.>'" in done.stderr
     assert len(os.listdir(commands.state / "spool")) == 1
+
+    run = commands.run("cellos", "run", "--json", "--", "true", variables=variables)
+    report = json.loads(run.stdout)
+    assert run.returncode == report["code"] == (125 if required else 0)
+    assert report["unacknowledged"] == len(lines(Path(report["events"])))
+    assert ("CELL_OS_REQUIRE_JETSTREAM is set and" in (report["reason"] or "")) == bool(required)
 
 
 def test_what_nats_does_not_take_becomes_dead_letters(

@@ -574,6 +574,9 @@ class FakeForwarder:
     def emit(self, event_id: str, line: bytes) -> None:
         self.events.append((event_id, line))
 
+    def connected(self, seconds: float) -> str | None:
+        return None
+
     def finish(self, seconds: float) -> tuple[Undelivered, ...]:
         if self.takes:
             return ()
@@ -591,7 +594,7 @@ class TestNats:
 
     def test_what_it_has_is_kept_nowhere_else(self, scene: Scene) -> None:
         finished = execute(scene.host(nats_url="nats://h"), order())
-        assert (finished.evidence, finished.unacknowledged.events) == (None, 0)
+        assert (finished.evidence, finished.unacknowledged.events, finished.not_sent()) == (None, 0, None)
         assert scene.files == []
 
     def test_what_it_does_not_have_waits_in_the_spool(self, scene: Scene, server: type[FakeForwarder]) -> None:
@@ -605,6 +608,14 @@ class TestNats:
         lines = Path(finished.evidence).read_bytes().splitlines()
         assert len(lines) == finished.unacknowledged.events == finished.outcome.events
         assert verify(lines).verified
+        told = f"and wait in {finished.evidence}; send them with: cellos spool replay {finished.evidence}"
+        assert finished.not_sent() == f"{len(lines)} events were not acknowledged by NATS (event sink: no stream) {told}"
+
+    def test_what_was_required_is_missed(self, scene: Scene, server: type[FakeForwarder]) -> None:
+        server.takes = False
+        finished = execute(scene.host(nats_url="nats://h", require_jetstream=True), order())
+        why = f"event sink: CELL_OS_REQUIRE_JETSTREAM is set and {finished.outcome.events} events were not acknowledged"
+        assert (finished.outcome.outcome, finished.outcome.reason) == ("failed", why)
 
     def test_or_among_the_dead_letters(self, scene: Scene, server: type[FakeForwarder]) -> None:
         server.takes = False
@@ -613,6 +624,7 @@ class TestNats:
         finished = execute(scene.host(nats_url="nats://h", dead_letters=str(letters)), order())
         assert (finished.evidence, scene.files) == (None, [])
         assert finished.unacknowledged.events == len(os.listdir(letters)) == finished.outcome.events
+        assert (finished.not_sent() or "").endswith(f" and are in {letters}")
 
     def test_a_notice_is_no_dead_letter_twice(self, scene: Scene, server: type[FakeForwarder]) -> None:
         server.takes = False

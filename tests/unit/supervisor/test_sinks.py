@@ -270,8 +270,8 @@ class TestDeadLetters:
         with scene.open(nats_url="nats://h", dead_letters=str(scene.letters)) as sinks:
             emit(sinks, LINE, b'{"id":"id-2"}')
             assert os.listdir(scene.letters) == [], "it may still come"
-            assert sinks.finish() == Unacknowledged(events=2, error="event sink: no ack")
-            assert sinks.finish() == Unacknowledged(events=2, error="event sink: no ack")
+            assert sinks.finish() == Unacknowledged(events=2, dead_letters=str(scene.letters), error="event sink: no ack")
+            assert sinks.finish() == Unacknowledged(events=2, dead_letters=str(scene.letters), error="event sink: no ack")
         assert [(letter["event"]["id"], letter["error"]) for letter in scene.dead] == [
             ("id-1", "event sink: no ack"),
             ("id-2", "event sink: no ack"),
