@@ -271,6 +271,33 @@ class TestOptions:
         assert (done.returncode, done.stdout) == (128 + signal.SIGPIPE, "y\n")
 
 
+MANY = """
+import cellos, os, threading
+from concurrent.futures import ThreadPoolExecutor
+from cellos.client.local import _shared
+
+def there():
+    launcher = _shared.launcher.pid
+    children = [open(f"/proc/{pid}/task/{pid}/children").read().split() for pid in (os.getpid(), launcher)]
+    groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if name.startswith(f"cellos-{launcher}-")]
+    mounts = [line for line in open(f"/proc/{launcher}/mountinfo")]
+    descriptors = [len(os.listdir(f"/proc/{pid}/fd")) for pid in (os.getpid(), launcher)]
+    return {"children": children, "groups": groups, "mounts": mounts, "descriptors": descriptors, "threads": threading.active_count()}
+
+def run(number):
+    return cellos.run(["sh", "-c", f"echo {number}"]).stdout == b"%d\\n" % number
+
+assert run(0)
+before = there()
+at_once = ThreadPoolExecutor(20)
+several = sum(at_once.map(run, range(100)))
+at_once.shutdown()
+one = sum(map(run, range(20)))
+after = there()
+print(f"{several} of 100, {one} of 20, left: {[name for name in before if before[name] != after[name]]}")
+"""
+
+
 @pytest.mark.needs("limit memory")
 def test_the_examples_of_the_help_can_be_typed(run: Runner) -> None:
     """In the directory of somebody who has a script and a program."""
@@ -550,6 +577,13 @@ class TestFromPython:
         assert verify(record.read_bytes().splitlines()).verified
         assert '"reason":"supervisor_terminated"' in record.read_text()
         assert list((state / "runs").iterdir()) == []
+
+    @pytest.mark.parametrize("variables", [{}, {"MALLOC_ARENA_MAX": "1"}])
+    def test_many_runs_one_after_the_other_and_at_once_leave_nothing(self, variables: dict[str, str]) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", MANY], env=os.environ | variables, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert (done.stdout, done.stderr) == ("100 of 100, 20 of 20, left: []\n", "")
 
     def test_a_forked_child_has_a_launcher_of_its_own_and_ends_no_other(self) -> None:
         code = (
