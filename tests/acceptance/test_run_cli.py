@@ -281,9 +281,8 @@ def there():
     open_to_us = [os.getpid(), *([launcher] if os.geteuid() == 0 else [])]
     children = [open(f"/proc/{pid}/task/{pid}/children").read().split() for pid in (os.getpid(), launcher)]
     groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names if name.startswith(f"cellos-{launcher}-")]
-    mounts = [open(f"/proc/{pid}/mountinfo").read() for pid in open_to_us]
     descriptors = [len(os.listdir(f"/proc/{pid}/fd")) for pid in open_to_us]
-    return {"children": children, "groups": groups, "mounts": mounts, "descriptors": descriptors, "threads": threading.active_count()}
+    return {"children": children, "groups": groups, "descriptors": descriptors, "threads": threading.active_count()}
 
 def run(number):
     return cellos.run(["sh", "-c", f"echo {number}"]).stdout == b"%d\\n" % number
