@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -161,8 +162,10 @@ def test_an_answer_that_was_lost_makes_nothing_twice(server: NatsServer, open_lo
     run(test())
 
 
-def test_where_there_is_little_room_the_stream_is_smaller(make_server: Callable[..., NatsServer], open_log: Open, run: Run) -> None:
-    server = make_server("jetstream { max_file_store: 200MB }", jetstream=False)
+def test_where_there_is_little_room_the_stream_is_smaller(
+    make_server: Callable[..., NatsServer], open_log: Open, run: Run, tmp_path: Path
+) -> None:
+    server = make_server(f'jetstream {{ max_file_store: 200MB, store_dir: "{tmp_path}" }}', jetstream=False)
 
     async def test() -> None:
         async with open_log(server.url) as opened:
