@@ -125,7 +125,8 @@ class LinuxCell:
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:
                 raise
-            # The kernel compares what programs of our user, cells among them, have in flight with the files that we may have open.
+            # The kernel compares what programs of our user, cells among them, have in flight with the files that we may have open. It stays
+            # at that: other threads may be here, too.
             _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             sent = send(self.control_socket, data, descriptors)
