@@ -95,7 +95,8 @@ class EventLog:
     async def read(self, after: int, limit: int, *, subject: str | None = None, seconds: float = API_SECONDS) -> list[Stored]:
         """The messages that follow sequence `after`, at most `limit` (and 1,000) of them. Leaves no consumer behind.
 
-        `subject`: a filter; those it does not match are passed over by the server.
+        `subject`: a filter; those it does not match are passed over by the server. Of a cluster any member may answer, one that
+        has just come back, too: what was acknowledged last may still be missing. `last` and `get` ask the leader.
 
         Raises NoStream, LogUnreachable.
         """
